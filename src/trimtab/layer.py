@@ -1,0 +1,372 @@
+"""The only adapter layer: which adapters act, in what order, in what number format, merged or not, row by row or not.
+
+Adapters on one layer compose in the order of their activation: W -> weight_1(W) -> weight_2(...). A chain whose methods
+all offer `input`/`output` runs without building a weight; any other runs by the definition. Fused paths replace a chain
+as a whole. Which of these a layer takes is planned when its adapters change, not per call.
+"""
+
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .errors import AdapterError, MergeError, listing
+from .face import LayerFace
+from .method import Adapter, Method, Slot
+from .route import FAST, FastMode, Plan, Router
+from .sites import Site, Snapshot
+
+log = logging.getLogger("trimtab")
+
+
+@dataclass
+class WeightError:
+    """What storing a merged weight lost: the largest and the mean absolute difference to the float32 result."""
+
+    path: str
+    largest: float
+    mean: float
+
+
+def seeded(*names: str) -> Generator:
+    """A generator that depends on torch's seed and on names only: starts do not depend on the order of layers."""
+    return torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32("/".join(names).encode()))
+
+
+Owned = tuple[dict[str, Any], str, bool]
+"""Where a tensor lies: a module's parameters by name, its name there, and whether it can be trained."""
+
+
+class Shared(nn.Module):
+    """Tensors that all layers of a model read, one an adapter: buffers, by adapter name."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._buffers[name]  # type: ignore[return-value]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def __delitem__(self, name: str) -> None:
+        del self._buffers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+
+class AdapterLayer(LayerFace, nn.Module):
+    """A base layer with adapters. The tensors of adapter `name` are `<slot>.<name>`; the base is `base_layer`."""
+
+    def __init__(self, base_layer: nn.Module, site: Site, path: str, router: Router) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.site, self.path, self.router = site, path, router
+        self.adapters: dict[str, Adapter] = {}
+        self.scaling: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.merged_adapters: list[str] = []
+        self.follows = False  # whether its tensors are those of another layer (an output layer tied to an embedding)
+        self._base: Snapshot | None = None
+        self._parked: Snapshot | None = None
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._planned = FastMode.epoch
+        if not base_layer.training:
+            self.eval()
+
+    # adapters come and go
+    def add(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        slots: dict[str, Slot],
+        shared: dict[str, "Shared"],
+        empty: bool = False,
+        autocast: bool = True,
+    ) -> None:
+        """Give the layer an adapter.
+
+        `empty`: leave its tensors on the meta device, for a file to fill. `autocast`: keep them in float32 where the
+        base is in half precision.
+        """
+        adapter = Adapter(name, method, cfg, self.site, slots, self)
+        device = torch.device("meta") if empty else self.site.device
+        for slot in slots.values():
+            if slot.shared:
+                self._modules.setdefault(slot.name, shared[slot.name])
+                continue
+            held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
+            parameter = self._start(name, slot, device, autocast)
+            if not slot.module:
+                held[name] = parameter
+                continue
+            if name not in held:
+                held.add_module(name, self.site.holder(slot.shape))
+            setattr(held[name], slot.part, parameter)
+        if method.dropout:
+            p = getattr(cfg, method.dropout)
+            dropout = nn.Dropout(p) if p else nn.Identity()
+            self._container(method.dropout, nn.ModuleDict).add_module(name, dropout.train(self.training))
+        self.adapters[name] = adapter
+        self.scaling[name] = method.scaling(self.site, cfg)
+        self._plans.clear()
+
+    def _container(self, key: str, kind: type[nn.Module]) -> Any:
+        if key not in self._modules:
+            self.add_module(key, kind())
+        return self._modules[key]
+
+    def _start(self, name: str, slot: Slot, device: torch.device, autocast: bool) -> nn.Parameter:
+        half = self.site.dtype in (torch.bfloat16, torch.float16)
+        base = torch.float32 if autocast and half else self.site.dtype
+        if device.type == "meta":
+            return nn.Parameter(torch.empty(slot.shape, dtype=base, device=device), requires_grad=slot.trainable)
+        t = torch.empty(slot.shape, dtype=torch.float32)
+        with torch.no_grad():
+            slot.init(t, seeded(self.path, name, slot.name, slot.part))
+        return nn.Parameter(t.to(device, base), requires_grad=slot.trainable)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
+        if name in self.merged_adapters:
+            raise MergeError(f"adapter {name!r} is merged into {self.path!r}; unmerge it before deleting it")
+        adapter = self.adapters.pop(name, None)
+        if adapter is None:
+            return
+        for slot_name in {s.name for s in adapter.slots.values() if not s.shared} | {adapter.method.dropout} - {""}:
+            held: Any = self._modules[slot_name]
+            if name in held:  # not yet gone with the tied layer's
+                del held[name]
+        self.scaling.pop(name)
+        self._plans.clear()
+        self.activate([n for n in self.active if n != name])
+
+    def owned(self, name: str) -> Iterator[Owned]:
+        """Where the tensors of an adapter lie, shared ones left out."""
+        adapter = self.adapters.get(name)
+        for slot in adapter.slots.values() if adapter else ():
+            if not slot.shared:
+                held: Any = self._modules[slot.name]
+                yield (held._modules[name]._parameters, slot.part, slot.trainable) if slot.module else (
+                    held._parameters, name, slot.trainable
+                )  # fmt: skip
+
+    def parameters_of(self, name: str) -> Iterator[tuple[Slot, nn.Parameter]]:
+        """The tensors of an adapter with their slots, shared ones left out."""
+        adapter = self.adapters.get(name)
+        own = [slot for slot in adapter.slots.values() if not slot.shared] if adapter else []
+        for slot, (held, key, _) in zip(own, self.owned(name), strict=True):
+            yield slot, held[key]
+
+    def activate(self, names: Sequence[str], trainable: bool | None = None) -> None:
+        """Let these adapters act, in this order. `trainable`: also let exactly these be trained (or none)."""
+        vars(self)["active"] = tuple(names)  # past nn.Module's slow assignment: switching visits every layer
+        if trainable is not None:
+            for name in self.adapters:
+                self.train_adapter(name, trainable and name in names)
+
+    def train_adapter(self, name: str, on: bool) -> None:
+        """Switch the gradients of one adapter on or off."""
+        for slot, parameter in self.parameters_of(name):
+            parameter.requires_grad = on and slot.trainable
+
+    def enable(self, on: bool) -> None:
+        """Let adapters act, or step aside as if there were none (merged weights too)."""
+        if on == self.enabled:
+            return
+        if self.merged_adapters and not on:
+            if self._base is None:
+                raise MergeError(f"{self.path!r} was merged without keeping its base; its adapters cannot be disabled")
+            self._parked = self.site.snapshot()
+            self.site.restore(self._base)
+        if on and self._parked is not None:
+            self.site.restore(self._parked)
+            self._parked = None
+        self.enabled = on
+        self._plans.clear()
+
+    # forward
+    def plan(self, names: tuple[str, ...]) -> Plan:
+        """What to do for these adapters, worked out once."""
+        if self._planned != FastMode.epoch:
+            self._planned = FastMode.epoch
+            self._plans.clear()
+        if (plan := self._plans.get(names)) is None:
+            plan = self._plans[names] = self._make_plan(names)
+        return plan
+
+    def _make_plan(self, names: tuple[str, ...]) -> Plan:
+        acting = [self.adapters[n] for n in names if n in self.adapters and n not in self.merged_adapters]
+        if not self.enabled or not acting:
+            return Plan(self.site, [], True)
+        if empty := [
+            a.name for a in acting if a.tensor(next(iter(a.slots))).is_meta and self.site.device.type != "meta"
+        ]:
+            raise AdapterError(
+                f"{self.path!r}: {listing(empty)} has no values yet (low_cpu_mem_usage); load them first"
+            )
+        direct = all(a.method.direct(self.site, a.cfg) for a in acting)
+        direct = direct and not any(a.method.reads_weight(a.cfg) for a in acting[1:])
+        plan = Plan(self.site, acting, direct)
+        if FastMode.mode == "off":
+            plan.reason = "switched off"
+            return plan
+        reasons = []
+        for path in FAST:
+            if (why := path.guard(self.site, acting)) is None:
+                plan.fast = path
+                return plan
+            reasons.append(f"{path.name}: {why}")
+        plan.reason = "; ".join(reasons)
+        if FastMode.mode == "require":
+            raise AdapterError(f"no fast path fits {self.path!r} with {listing(names)}: {plan.reason}")
+        log.debug("%s: no fast path (%s)", self.path, plan.reason)
+        return plan
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's result as the active adapters change it. Shapes are those of the base layer."""
+        if self.router.rows is not None:
+            return self._by_rows(x, self.router.rows, *args, **kwargs)
+        return self._run(self.plan(self.active), x, *args, **kwargs)
+
+    def _run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not plan.adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
+            return y
+        if not plan.direct:
+            w, b = self._composed(plan.adapters)
+            like = x if x.is_floating_point() else self.site.weight()
+            return self.site.call(w.to(like.dtype), None if b is None else b.to(like.dtype), x, *args, **kwargs)
+        steps = []
+        for a in reversed(plan.adapters):  # from the outermost adapter inwards
+            h = self._cast(x, a)
+            steps.append((a, h))
+            if a.method.input is not None:
+                x = a.method.input(h, a).to(x.dtype)
+        y = self.base_layer(x, *args, **kwargs)
+        result = y
+        for a, h in reversed(steps):
+            if a.method.output is not None:
+                result = a.method.output(h, result, a)
+        return result.to(y.dtype)
+
+    def _cast(self, x: Tensor, a: Adapter) -> Tensor:
+        if not x.is_floating_point() or not self.cast_input_dtype_enabled:
+            return x
+        if torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(a.dtype)
+
+    def _composed(self, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
+        w, b = self.site.weight(), self.site.bias
+        for a in adapters:
+            w, b = a.method.weight(w, a), a.method.bias(b, a)
+        return w, b
+
+    def effective(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (canonical) and bias that the active adapters make of the base, in the base's number format."""
+        w, b = self._composed(self.plan(self.active).adapters)
+        return w.to(self.site.dtype), None if b is None else b.to(self.site.dtype)
+
+    def _by_rows(self, x: Tensor, rows: tuple[str, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Each row of the batch through its own adapter: group, call, and put back in order."""
+        if not self.site.pointwise:
+            raise AdapterError(
+                f"`adapter_names`: rows of {self.path!r} cannot be told apart in a {self.site.kind} layer"
+            )
+        if x.shape[0] % len(rows):
+            raise AdapterError(
+                f"`adapter_names` has {len(rows)} names for a batch of {x.shape[0]} rows at {self.path!r}"
+            )
+        repeat = x.shape[0] // len(rows)
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i, name in enumerate(rows):
+            key = (name,) if name in self.adapters else ()
+            groups.setdefault(key, []).extend(range(i * repeat, (i + 1) * repeat))
+        if len(groups) == 1:
+            return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
+        order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
+        parts = x.index_select(0, order).split([len(g) for g in groups.values()])
+        done = [self._run(self.plan(key), part, *args, **kwargs) for key, part in zip(groups, parts, strict=True)]
+        return torch.cat(done).index_select(0, order.argsort())
+
+    # merge
+    def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias with these adapters in them, composed in float32 or more from the layer as it stands."""
+        dtype = torch.promote_types(self.site.dtype, torch.float32)
+        w = self.site.weight().detach().to(dtype)
+        b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
+        for name in names:
+            a = self.adapters[name].to(dtype)
+            w, b = a.method.weight(w, a), a.method.bias(b, a)
+        return w, b
+
+    def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:
+        """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
+        for name in names:
+            for slot, t in self.parameters_of(name):
+                if t.is_meta:
+                    return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
+                if not bool(t.isfinite().all()):
+                    return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
+        if self.site.bias is None and any(
+            self.adapters[n].method.bias(None, self.adapters[n]) is not None for n in names
+        ):
+            return [f"{self.path}: the adapter has a bias, and the layer none to merge it into"]
+        if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
+            return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
+        shape = self._merged_shape(names)
+        if shape != self.site.shape:
+            return [f"{self.path}: the merged weight has shape {shape}, the layer's is {self.site.shape}"]
+        if safe:
+            w, b = self.merged_weight(names)
+            if not all(bool(t.to(self.site.dtype).isfinite().all()) for t in (w, b) if t is not None):
+                return [f"{self.path}: the merged weight holds NaN or infinity"]
+        return []
+
+    def _merged_shape(self, names: Sequence[str]) -> tuple[int, ...]:
+        groups = getattr(self.site, "groups", 1)
+        if groups == 1:
+            return self.site.shape
+        return tuple(self.merged_weight(names)[0].shape)
+
+    @torch.no_grad()
+    def merge_in(self, names: Sequence[str], keep_base: bool = True) -> WeightError:
+        """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
+
+        Nothing is checked here: see `check_merge`.
+        """
+        if self._base is None and keep_base:
+            self._base = self.site.snapshot()
+        w, b = self.merged_weight(names)
+        self.site.write(w, b)
+        self.merged_adapters += names
+        self._plans.clear()
+        lost = (self.site.weight().detach().to(w.dtype) - w).abs()
+        return WeightError(self.path, float(lost.max()), float(lost.mean()))
+
+    def unmerge(self) -> None:
+        """Take all merged adapters out again: the stored tensors themselves come back, bit for bit."""
+        if not self.merged_adapters:
+            return
+        if self._base is None:
+            raise MergeError(f"{self.path!r} was merged without keeping its base and cannot be unmerged")
+        self.site.restore(self._base)
+        self._base, self._parked = None, None
+        self.merged_adapters.clear()
+        self._plans.clear()
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return super().__getattr__(key)
+        except AttributeError:
+            if key.startswith("_") or key == "base_layer":
+                raise
+        if found := {name: getattr(a.cfg, key) for name, a in self.adapters.items() if hasattr(a.cfg, key)}:
+            return found
+        return getattr(self.base_layer, key)

@@ -1,0 +1,240 @@
+"""What a method is: named tensors (`Slot`), one equation (`Method.weight`), and the view that binds them (`Adapter`).
+
+A method is written in one file of `methods/` and registers itself. Nothing else in the core knows any method by name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .config import AdapterConfig
+from .errors import ConfigError
+from .sites import Site
+
+METHODS: dict[str, "Method"] = {}
+"""The weight methods by `peft_type`."""
+
+STARTS: dict[str, "Start"] = {}
+"""Starts by name, filled by `inits/`."""
+
+Init = Callable[[Tensor, Generator], object]
+
+
+def zeros(t: Tensor, generator: Generator) -> object:
+    """Start at zero: the adapter begins without effect."""
+    return t.zero_()
+
+
+def ones(t: Tensor, generator: Generator) -> object:
+    """Start at one."""
+    return t.fill_(1.0)
+
+
+def kaiming(t: Tensor, generator: Generator) -> object:
+    """The uniform start of `nn.Linear`: bound sqrt(1 / fan_in)."""
+    return nn.init.kaiming_uniform_(t, a=math.sqrt(5), generator=generator)
+
+
+def normal(std: float = 1.0) -> Init:
+    """A normal start with this standard deviation."""
+    return lambda t, generator: t.normal_(0.0, std, generator=generator)
+
+
+def constant(value: Tensor | float) -> Init:
+    """Start at a given number or tensor."""
+    return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
+
+
+@dataclass(kw_only=True)
+class Slot:
+    """One tensor of an adapter: its name, shape and start, and where it is kept.
+
+    In memory it is `<layer>.<name>.<adapter>` or, as a module, `<layer>.<name>.<adapter>.<part>`; in a file
+    `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: Init = zeros
+    module: bool = False
+    part: str = "weight"
+    shared: bool = False
+    trainable: bool = True
+    file: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The name in a file, below the layer's."""
+        return self.file or (f"{self.name}.{self.part}" if self.module else self.name)
+
+
+class Adapter:
+    """One adapter bound to one layer: `a.A`, `a.B`, ... are its tensors, beside `a.cfg`, `a.site` and `a.scale`."""
+
+    def __init__(self, name: str, method: "Method", cfg: Any, site: Site, slots: dict[str, Slot], layer: Any) -> None:
+        self.name, self.method, self.cfg, self.site, self.slots, self.layer = name, method, cfg, site, slots, layer
+        self._cast: dict[str, Tensor] | None = None
+        self._where: dict[str, tuple[dict[str, Any], str]] = {}
+
+    def __getattr__(self, key: str) -> Tensor:
+        if key.startswith("_") or key not in self.slots:
+            raise AttributeError(key)
+        return self.tensor(key)
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of one slot, as it is stored (or cast, in a copy made by `to`)."""
+        if self._cast is not None:
+            return self._cast[key]
+        try:
+            held, part = self._where[key]
+            return held[part]
+        except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
+            return self._find(key)
+
+    def _find(self, key: str) -> Tensor:
+        slot = self.slots[key]
+        held: Any = getattr(self.layer, slot.name)
+        if slot.shared:
+            return held[self.name][tuple(slice(n) for n in slot.shape)]
+        owner, part = (held[self.name], slot.part) if slot.module else (held, self.name)
+        if part in owner._parameters:
+            self._where[key] = (owner._parameters, part)
+        return getattr(owner, part) if slot.module else owner[part]
+
+    def has(self, key: str) -> bool:
+        """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
+        return key in self.slots
+
+    @property
+    def scale(self) -> float:
+        """The factor before the update; it can be changed while the adapter is in use."""
+        return self.layer.scaling[self.name]
+
+    @property
+    def training(self) -> bool:
+        """Whether what is computed is for training: never in a copy made by `to`, which is what a merge reads."""
+        return self.layer.training and self._cast is None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format the adapter computes in."""
+        return self.tensor(next(iter(self.slots))).dtype
+
+    def to(self, dtype: torch.dtype) -> "Adapter":
+        """The same adapter with its tensors, detached, in another number format and on the device of the base."""
+        other = Adapter(self.name, self.method, self.cfg, self.site, self.slots, self.layer)
+        other._cast = {k: self.tensor(k).detach().to(self.site.device, dtype) for k in self.slots}
+        return other
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout on the adapter's input, in training, as its configuration says."""
+        return getattr(self.layer, self.method.dropout)[self.name](x) if self.method.dropout else x
+
+
+class Start:
+    """Another way to begin an adapter than its slots' own; it registers itself by its name."""
+
+    name: ClassVar[str]
+    changes_base: ClassVar[bool] = False
+    """Whether it writes to the base weight."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            STARTS[cls.name] = cls()
+
+    def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
+        """Why an adapter cannot begin this way on a site, or None; asked before anything is changed."""
+        return None
+
+    def __call__(self, a: Any, option: str) -> None:
+        """Set the adapter's tensors (which may be on the meta device), and the base weight if it must."""
+        raise NotImplementedError
+
+
+class Method:
+    """What a method author writes. `weight` is the definition; everything else has a default or follows from it."""
+
+    name: ClassVar[str]
+    """The method's `peft_type`."""
+    prefix: ClassVar[str]
+    """How the names of its tensors begin."""
+    dropout: ClassVar[str] = ""
+    """The option of the configuration that holds the dropout probability, also its modules' name; "" for none."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Default targets by architecture, where a user names none."""
+    product: ClassVar[tuple[str, str] | tuple[()]] = ()
+    """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            METHODS[cls.name] = cls()
+
+    def fill(self, cfg: Any, model_type: str | None) -> None:
+        """Set what the user left to the architecture's default; leave `target_modules` unset where there is none."""
+        if cfg.target_modules is None and not cfg.target_parameters:
+            cfg.target_modules = self.defaults.get(model_type or "")
+
+    def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
+        """The tensors of an adapter on this site. Raises `ConfigError` where the method cannot stand there."""
+        raise NotImplementedError
+
+    def weight(self, w: Tensor, a: Any) -> Tensor:
+        """THE definition: the weight (canonical layout) that the adapter turns `w` into."""
+        raise NotImplementedError
+
+    def bias(self, b: Tensor | None, a: Any) -> Tensor | None:
+        """The bias that the adapter turns `b` into."""
+        return b
+
+    input: Callable[..., Tensor] | None = None
+    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
+    output: Callable[..., Tensor] | None = None
+    """`output(x, y, a)`: the result, from the base layer's `y`. The other part of that equivalent."""
+
+    def direct(self, site: Site, cfg: Any) -> bool:
+        """Whether `input`/`output` may replace the definition here."""
+        return site.pointwise and (self.input is not None or self.output is not None)
+
+    def reads_weight(self, cfg: Any) -> bool:
+        """Whether `output` looks at the base weight, and so cannot follow another adapter on the same layer."""
+        return False
+
+    def changes_base(self, cfg: Any) -> bool:
+        """Whether `start` writes to the base weight, and so must run before a file is loaded too."""
+        return False
+
+    def scaling(self, site: Site, cfg: Any) -> float:
+        """The adapter's first `scale`."""
+        return 1.0
+
+    def with_ranks(self, cfg: Any, ranks: Mapping[str, int]) -> Any:
+        """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
+        raise NotImplementedError
+
+    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
+        """The start of the shared slots, by slot name, given each one's largest shape in the model."""
+        return {}
+
+    def shared_keys(self, cfg: Any) -> dict[str, str]:
+        """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
+        return {}
+
+    def start(self, a: Adapter) -> None:
+        """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
+
+    def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
+        """Check a configuration against all the sites it will adapt. Raises `ConfigError`."""
+
+
+def method_of(cfg: AdapterConfig) -> Method:
+    """The method a configuration belongs to. Raises `ConfigError` when none is registered for it."""
+    kind = str(getattr(cfg.peft_type, "value", cfg.peft_type))
+    if kind not in METHODS:
+        raise ConfigError(f"{type(cfg).__name__} (`peft_type`={kind!r}) does not adapt modules of a base model")
+    return METHODS[kind]

@@ -1,0 +1,74 @@
+"""How a layer computes: which adapters act, by which route, planned when they change; fused paths and their choice."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .errors import ConfigError
+from .method import Adapter
+from .sites import Site
+
+BASE = "__base__"
+"""In `adapter_names`: rows that take the base model alone."""
+
+Run = Callable[[Tensor, "Plan"], Tensor | None]
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """A fused replacement of a chain. `guard` says why not; `run` may still decline a call by returning None."""
+
+    name: str
+    guard: Callable[[Site, Sequence[Adapter]], str | None]
+    run: Run
+
+
+FAST: list[FastPath] = []
+"""Fused paths in order of preference; filled by `fast/`."""
+
+
+class FastMode:
+    """How fused paths are chosen; `epoch` counts the changes, so that layers know when to plan anew."""
+
+    mode = "auto"
+    epoch = 0
+
+
+@contextmanager
+def fast_mode(mode: str) -> Iterator[None]:
+    """Within it, fused paths are taken "auto" (where they fit), "off" (never), "require" (an error where none fits)."""
+    if mode not in ("auto", "off", "require"):
+        raise ConfigError(f"fast mode {mode!r} is unknown; choose 'auto', 'off' or 'require'")
+    before = FastMode.mode
+    FastMode.mode, FastMode.epoch = mode, FastMode.epoch + 1
+    try:
+        yield
+    finally:
+        FastMode.mode, FastMode.epoch = before, FastMode.epoch + 1
+
+
+class Router:
+    """The adapters of the rows of the batch in flight, shared by a model's layers; None when all rows are alike."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[str, ...] | None = None
+
+
+@dataclass
+class Plan:
+    """What one layer does for one tuple of adapters."""
+
+    site: Site
+    adapters: list[Adapter]
+    direct: bool  # by input/output rather than by the definition
+    fast: FastPath | None = None
+    reason: str = ""  # why not fast
+
+    @property
+    def route(self) -> str:
+        """One of "base", "fast:<name>", "shortcut" (by input/output) and "definition"."""
+        if not self.adapters:
+            return "base"
+        return f"fast:{self.fast.name}" if self.fast else "shortcut" if self.direct else "definition"

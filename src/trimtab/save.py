@@ -1,0 +1,102 @@
+"""An adapter's files: configuration, tensors with the base's fingerprint, a card. Written atomically, never pickled."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from . import prompt, state
+from ._version import __version__
+from .errors import AdapterFileError
+from .files import write_tensors, write_text
+from .fingerprint import METADATA_KEY, dump
+from .match import ends_with
+
+if TYPE_CHECKING:
+    from .model import PeftModel
+
+CARD = """---
+base_model: {base}
+library_name: peft
+tags:
+- {method}
+---
+
+# Adapter for {base}
+
+A {method} adapter, trained with Trimtab {version}. Load it with
+
+```python
+from trimtab import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "{folder}")
+```
+"""
+
+
+def save_adapter(
+    model: "PeftModel", name: str, folder: Path, embeddings: str | bool, state_dict: Mapping[str, Tensor] | None
+) -> None:
+    """Write one adapter of a model into a folder, making it if needed."""
+    cfg = model.peft_config[name]
+    if model.is_prompt_learning:
+        tensors = prompt.state(model, name)
+    else:
+        wanted = _has_embeddings(cfg) if embeddings == "auto" else bool(embeddings)
+        tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
+    if empty := [k for k, t in tensors.items() if t.is_meta or t.numel() == 0]:
+        raise AdapterFileError(
+            f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
+        )
+    trained = list(getattr(cfg, "modules_to_save", None) or [])
+    metadata = {"format": "pt", "trimtab": __version__, METADATA_KEY: dump(model.fingerprint, trained)}
+    first = {t.data_ptr(): k for k, t in reversed(tensors.items())}  # tied tensors are written once each, as in PEFT
+    apart = {k: t.contiguous() if first[t.data_ptr()] == k else t.clone() for k, t in tensors.items()}
+    write_tensors(folder / state.WEIGHTS_NAME, apart, metadata)
+    saved_mode, cfg.inference_mode = cfg.inference_mode, True
+    try:
+        cfg.save_pretrained(folder)
+    finally:
+        cfg.inference_mode = saved_mode
+    if not (folder / "README.md").exists():
+        write_card(model, name, folder)
+
+
+def write_card(model: "PeftModel", name: str, folder: Path) -> None:
+    """Write a folder's `README.md`; one that is there keeps its text and gets the facts it lacks in its head."""
+    cfg = model.peft_config[name]
+    base = cfg.base_model_name_or_path or type(model.get_base_model()).__name__
+    card = CARD.format(base=base, method=cfg.kind.lower(), version=__version__, folder=folder.name)
+    path = folder / "README.md"
+    if not path.exists():
+        write_text(path, card)
+        return
+    text = path.read_text(encoding="utf-8")
+    head, body = re.fullmatch(r"(?:---\n(.*?)\n?---\n)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    facts = [line for line in card.split("---")[1].strip().splitlines() if ":" in line[:-1]]
+    missing = [line for line in facts if not re.search(rf"^{line.partition(':')[0]}:", head or "", re.MULTILINE)]
+    write_text(path, "\n".join(["---", *filter(None, [head]), *missing, "---", body]))
+
+
+def _has_embeddings(cfg: Any) -> bool:
+    targets = getattr(cfg, "target_modules", None)
+    return isinstance(targets, list) and any(ends_with(t, state.EMBEDDINGS) for t in targets)
+
+
+def read(path: Path, mapping: Mapping[str, str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; `mapping` renames keys by regular expressions.
+
+    Raises `AdapterFileError` when the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise AdapterFileError(f"{path} is no readable safetensors file: {error}") from error
+    for old, new in (mapping or {}).items():
+        tensors = {re.sub(old, new, key): t for key, t in tensors.items()}
+    return tensors, metadata

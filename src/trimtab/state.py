@@ -1,0 +1,195 @@
+"""An adapter's state: its tensors by file key, enumerated from slots; loading them with every mismatch in one error."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import AdapterConfig
+from .errors import AdapterFileError, warn
+from .inject import adapter_layers, biases
+from .layer import AdapterLayer
+from .match import ends_with, modules
+from .method import METHODS
+from .wrappers import ModulesToSaveWrapper
+
+
+class Strictness:
+    """Whether a mismatch of file and model is an error where the caller does not say; off when standing in for peft."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+
+STRICT = Strictness()
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+class LoadResult(NamedTuple):
+    """What a load left undone: keys of the model that the file lacks, and keys of the file that the model lacks."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@dataclass
+class Entry:
+    """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place."""
+
+    path: str
+    tensor: Tensor
+    put: Callable[[Tensor], None]
+
+
+def _copy_into(held: Tensor) -> Callable[[Tensor], None]:
+    def put(value: Tensor) -> None:
+        with torch.no_grad():
+            held.copy_(value)
+
+    return put
+
+
+def _replace(
+    owner: nn.Module, key: str, held: nn.Parameter, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor], None]:
+    def put(value: Tensor) -> None:
+        owner._parameters[key] = nn.Parameter(value.to(device, dtype, copy=True), requires_grad=held.requires_grad)
+
+    return put
+
+
+def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> dict[str, Entry]:
+    """All tensors of adapter `name`, by file key. `root` is the path of `model` in its `PeftModel` ("base_model.")."""
+    found: dict[str, Entry] = {}
+    for path, module in modules(model):
+        if isinstance(module, AdapterLayer) and not module.follows:
+            found.update(_of_layer(module, name, f"{root}{path}."))
+        elif isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
+            for key, tensor in module.modules_to_save[name].state_dict(keep_vars=True).items():
+                held = f"{root}{path}.modules_to_save.{name}.{key}"
+                found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
+    for path, parameter in biases(model, cfg).items():
+        found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
+    for slot_name, key in METHODS[cfg.kind].shared_keys(cfg).items():
+        held = next(layer._modules[slot_name][name] for layer in adapter_layers(model) if slot_name in layer._modules)  # type: ignore[index]
+        found[root + key] = Entry(root + key, held, _copy_into(held))
+    return found
+
+
+def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
+    for slot, parameter in layer.parameters_of(name):
+        holder = layer._modules[slot.name]
+        owner, key = (holder._modules[name], slot.part) if slot.module else (holder, name)  # type: ignore[union-attr]
+        if parameter.is_meta:
+            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)  # type: ignore[arg-type]
+        else:
+            put = _copy_into(parameter)
+        inside = f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}"
+        yield path + slot.key, Entry(path + inside, parameter, put)
+
+
+def adapter_state(
+    model: nn.Module,
+    name: str,
+    cfg: AdapterConfig,
+    root: str = "",
+    embeddings: bool = False,
+    whole: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of adapter `name` by file key, detached; `embeddings`: those of the base's embeddings besides.
+
+    `whole`: tensors by their names in memory to take instead of the model's own, as gathered from a sharded model.
+    """
+    whole = whole or {}
+    state = {key: whole.get(e.path, e.tensor).detach() for key, e in entries(model, name, cfg, root).items()}
+    if embeddings:
+        state |= {root + k: t.detach() for k, t in embedding_tensors(model).items()}
+    return state
+
+
+def embedding_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the base's input and output embeddings, by their path in `model`."""
+    ours = [f"{path}.base_layer." for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
+    found: dict[str, Tensor] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        bare = path
+        for o in ours:
+            bare = bare.replace(o, o.removesuffix("base_layer."))
+        if ends_with(bare.rpartition(".")[0], EMBEDDINGS) and path.rpartition(".")[2] in ("weight", "bias"):
+            found[path] = parameter
+    return found
+
+
+def load_state(
+    model: nn.Module, name: str, cfg: AdapterConfig, tensors: Mapping[str, Tensor], root: str = "", strict: bool = True
+) -> LoadResult:
+    """Fill adapter `name` from tensors by file key; returns the keys that were missing and those left over.
+
+    Every mismatch (missing, left over, other shape, with both shapes) is raised at once as `AdapterFileError`, before
+    anything is written; with `strict=False` it is one warning, and what fits is loaded. A file none of whose tensors
+    finds a place is always refused.
+    """
+    # With `bias="all"`, PEFT's files hold biases of modules trained in full a second time, under the wrapper's names.
+    tensors = {k: t for k, t in tensors.items() if not {"modules_to_save", "original_module"} & set(k.split("."))}
+    wanted = entries(model, name, cfg, root)
+    base = (
+        {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
+        if tensors.keys() - wanted.keys()
+        else {}
+    )
+    places = base | wanted
+    missing = [k for k in wanted if k not in tensors]
+    unexpected = [k for k in tensors if k not in places]
+    shapes = [k for k in tensors if k in places and tensors[k].shape != places[k].tensor.shape]
+    report(missing, unexpected, shapes, tensors, places, strict)
+    for key, tensor in tensors.items():
+        if key in places and key not in shapes:
+            places[key].put(tensor)
+    return LoadResult(missing, unexpected)
+
+
+def report(
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+    tensors: Mapping[str, Tensor],
+    places: Mapping[str, Entry],
+    strict: bool,
+) -> None:
+    """Raise, or warn of, all that does not fit between a file and a model."""
+    lines = [
+        f"  {k}: the file has {tuple(tensors[k].shape)}, the model {tuple(places[k].tensor.shape)}" for k in shapes
+    ]
+    lines += [f"  {k}: in the model, not in the file" for k in missing]
+    lines += [f"  {k}: in the file, not in the model" for k in unexpected]
+    if not lines:
+        return
+    shown = lines[:20] + ([f"  and {len(lines) - 20} more"] if len(lines) > 20 else [])
+    head = (
+        f"the adapter does not fit the model: {len(shapes)} other shapes, {len(missing)} missing, "
+        f"{len(unexpected)} left over"
+    )
+    text = "\n".join([head, *shown])
+    if len(unexpected) + len(shapes) == len(tensors):
+        raise AdapterFileError(f"{text}\nNone of its tensors finds a place: is it an adapter of another model?")
+    if strict:
+        raise AdapterFileError(f"{text}\nNothing was loaded. strict=False loads what fits.")
+    warn(text)
+
+
+def report_base(wrong: list[str], strict: bool) -> None:
+    """Raise, or warn of, what speaks against this being the base that an adapter was made on."""
+    if not wrong:
+        return
+    shown = wrong[:10] + ([f"  and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
+    text = "\n".join([f"the adapter was made on another base model: {len(wrong)} tensors differ", *shown])
+    if strict:
+        raise AdapterFileError(
+            f"{text}\nA head that differs was probably initialised at random: name it in `modules_to_save` when "
+            "training. Nothing was loaded. strict=False loads all the same."
+        )
+    warn(text)
