@@ -1,0 +1,182 @@
+"""LoRA: https://arxiv.org/abs/2106.09685
+
+W' = W + s B A, with A (r, in), B (out, r), s = alpha / r (rsLoRA, https://arxiv.org/abs/2312.03732: alpha / sqrt(r)).
+DoRA, learnt magnitudes on top of it, is described in dora.py.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..config import AdapterConfig, reserved
+from ..errors import ConfigError, listing
+from ..method import STARTS, Adapter, Method, Slot, Start, kaiming, normal, zeros
+from ..sites import Site
+from . import dora
+from .targets import LORA_TARGETS
+
+
+@dataclass(kw_only=True)
+class LoraRuntimeConfig:
+    """Options that are not saved."""
+
+    ephemeral_gpu_offload: bool = False
+
+
+@dataclass(kw_only=True)
+class LoraConfig(AdapterConfig, kind="LORA"):
+    """Low-rank adaptation; `r` is the rank, `lora_alpha / r` the factor before the update."""
+
+    alpha_field: ClassVar[str] = "lora_alpha"
+
+    r: int = 8  # rank
+    lora_alpha: float = 8  # numerator of the scale
+    lora_dropout: float = 0.0  # dropout on the adapter's input
+    fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
+    bias: Literal["none", "all", "lora_only"] = "none"  # type: ignore[misc]  # which biases of the base are trained and saved
+    use_rslora: bool = False  # scale by 1 / sqrt(r) instead of 1 / r
+    init_lora_weights: bool | str = True  # True, False (B random too), "gaussian", or the name of a start
+    layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
+    layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
+    rank_pattern: dict[str, int] | None = field(default_factory=dict)  # rank by module name or regular expression
+    alpha_pattern: dict[str, float] | None = field(default_factory=dict)  # alpha likewise
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None  # type: ignore[misc]  # embedding rows to train
+    use_dora: bool = False  # learn the magnitude of each output row apart
+    lora_bias: bool = False  # a bias after B
+    target_parameters: list[str] | None = None  # type: ignore[misc]  # bare parameters (experts) by name
+    layer_replication: list[list[int]] | None = None  # type: ignore[misc]  # ranges of layers to stack, weights shared
+    runtime_config: LoraRuntimeConfig | dict[str, Any] = field(default_factory=LoraRuntimeConfig)  # not saved
+    megatron_config: dict[str, Any] | None = reserved(None)
+    megatron_core: str | None = "megatron.core"
+    loftq_config: dict[str, Any] = reserved(dict)
+    eva_config: dict[str, Any] | None = reserved(None)
+    corda_config: dict[str, Any] | None = reserved(None)
+    lora_ga_config: dict[str, Any] | None = reserved(None)
+    velora_config: dict[str, Any] | None = reserved(None)
+    alora_invocation_tokens: list[int] | None = reserved(None)
+    use_qalora: bool = reserved(False)
+    qalora_group_size: int = 16
+    monteclora_config: dict[str, Any] | None = reserved(None)
+    use_bdlora: dict[str, Any] | None = reserved(None)
+    arrow_config: dict[str, Any] | None = reserved(None)
+    kasa_config: dict[str, Any] | None = reserved(None)
+    ensure_weight_tying: bool = reserved(False)
+
+    def mistakes(self) -> list[str]:
+        wrong = super().mistakes()
+        if self.r <= 0:
+            wrong.append(f"`r`={self.r} must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            wrong.append(f"`lora_dropout`={self.lora_dropout} must be in [0, 1)")
+        start = self.init_lora_weights
+        if isinstance(start, str) and start != "gaussian" and start_of(start)[0] is None:
+            known = ["gaussian", *STARTS]
+            wrong.append(
+                f"`init_lora_weights`={self.init_lora_weights!r} is unknown; choose True, False or {listing(known)}"
+            )
+        if self.lora_bias and self.use_dora:
+            wrong.append("`lora_bias` cannot be combined with `use_dora`")
+        return wrong
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in super().to_dict().items() if k != "runtime_config"}
+
+
+def start_of(value: bool | str) -> tuple[Start | None, str]:
+    """The start that `init_lora_weights` names, if it is one, and its option: "4" in `pissa_niter_4`."""
+    name, _, option = str(value).partition("_niter_")
+    return STARTS.get(name.lower()), option
+
+
+class Lora(Method):
+    """See the head of this file."""
+
+    name, prefix, dropout, defaults = "LORA", "lora_", "lora_dropout", LORA_TARGETS
+    product = ("A", "B")
+
+    def slots(self, site: Site, cfg: LoraConfig) -> dict[str, Slot]:
+        embedding, kernel = site.kind == "embedding", site.shape[2:] if site.kind == "conv" else ()
+        experts = getattr(site, "experts", 1)
+        if (cfg.lora_bias and not site.pointwise) or (cfg.lora_bias and embedding):
+            raise ConfigError(f"`lora_bias` needs a layer with a bias of its own kind; a {site.kind} layer has none")
+        start, option = start_of(cfg.init_lora_weights)
+        if start is not None and (why := start.refuse(site, cfg, option)):
+            raise ConfigError(f"`init_lora_weights`={cfg.init_lora_weights!r} cannot be used: {why}")
+        a = zeros if embedding else normal(1 / cfg.r) if cfg.init_lora_weights == "gaussian" else kaiming
+        b = normal() if embedding else kaiming if cfg.init_lora_weights is False else zeros
+        if embedding and cfg.init_lora_weights is False:
+            a = normal()
+        names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+        up = (site.out, cfg.r * experts // getattr(site, "groups", 1), *(1 for _ in kernel))
+        slots = {
+            "A": Slot(name=names[0], shape=(cfg.r * experts, site.inp, *kernel), init=a, module=not embedding),
+            "B": Slot(name=names[1], shape=up, init=b, module=not embedding),
+        }
+        if cfg.lora_bias:
+            slots["B_bias"] = Slot(name="lora_B", part="bias", shape=(site.out,), module=True)
+        if cfg.use_dora:
+            slots["m"] = dora.magnitude(site)
+        return slots
+
+    def scaling(self, site: Site, cfg: LoraConfig) -> float:
+        return site.gain * cfg.lora_alpha / (math.sqrt(cfg.r) if cfg.use_rslora else cfg.r)
+
+    def with_ranks(self, cfg: LoraConfig, ranks: Mapping[str, int]) -> LoraConfig:
+        most = max(set(ranks.values()), key=list(ranks.values()).count)
+        others = {re.escape(path): r for path, r in ranks.items() if r != most}
+        return replace(
+            cfg, r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others),
+            use_rslora=False, init_lora_weights=True,
+        )  # fmt: skip
+
+    def changes_base(self, cfg: LoraConfig) -> bool:
+        start, _ = start_of(cfg.init_lora_weights)
+        return start is not None and start.changes_base
+
+    def start(self, a: Adapter) -> None:
+        start, option = start_of(a.cfg.init_lora_weights)
+        if start is not None:
+            start(a, option)
+        if a.has("m"):
+            dtype = torch.promote_types(a.site.dtype, torch.float32)
+            dora.start(a, self.updated(a.site.weight().to(dtype), a.to(dtype)))
+
+    def update(self, a: Any) -> Tensor:
+        """s B A in the layout of the canonical weight."""
+        if a.site.kind == "parameter" and a.site.experts > 1:
+            down = a.A.view(a.site.experts, -1, a.site.inp)
+            up = a.B.view(a.site.out, -1, a.site.experts).permute(2, 0, 1)
+            return a.scale * (up @ down)
+        up = a.B if getattr(a.site, "groups", 1) == 1 else a.site.dense(a.B)
+        return a.scale * (up.flatten(1) @ a.A.flatten(1)).view(*up.shape[:1], *a.A.shape[1:])
+
+    def updated(self, w: Tensor, a: Any) -> Tensor:
+        """W + s B A."""
+        return a.site.add(w, self.update(a))
+
+    def weight(self, w: Tensor, a: Any) -> Tensor:
+        new = self.updated(w, a)
+        return dora.rescale(new, a) if a.has("m") else new
+
+    def bias(self, b: Tensor | None, a: Any) -> Tensor | None:
+        if not a.has("B_bias"):
+            return b
+        extra = a.scale * a.B_bias
+        return extra if b is None else b + extra
+
+    def reads_weight(self, cfg: LoraConfig) -> bool:
+        return cfg.use_dora
+
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
+        down = a.site.op(a.drop(x), a.A)
+        update = a.scale * a.site.up(down, a.B)
+        if a.has("B_bias"):
+            update = update + a.scale * a.B_bias.view(-1, *(1 for _ in a.B.shape[2:]))
+        if not a.has("m"):
+            return y + update
+        return dora.rescale_output(y, update, self.updated(a.site.weight().detach(), a), a)

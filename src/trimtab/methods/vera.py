@@ -1,0 +1,79 @@
+"""VeRA: https://arxiv.org/abs/2310.11454
+
+W' = W + diag(b) B diag(d) A, with b (out) and d (r) trained; A (r, in) and B (out, r) are random, frozen, and shared by
+all layers, each of which reads their top left corner.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..config import AdapterConfig
+from ..method import Method, Slot, constant, normal, ones, zeros
+from ..sites import Site
+from .targets import VERA_TARGETS
+
+
+@dataclass(kw_only=True)
+class VeraConfig(AdapterConfig, kind="VERA"):
+    """Vector-based random matrix adaptation."""
+
+    exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
+
+    r: int = 256  # rank; higher than LoRA's, since it costs one number a rank
+    projection_prng_key: int = 0  # seed of A and B
+    save_projection: bool = True  # keep A and B in the file; False: make them anew from the seed
+    vera_dropout: float = 0.0  # dropout on the adapter's input
+    d_initial: float = 0.1  # where d starts
+    fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
+    bias: str = "none"  # type: ignore[misc]  # which biases of the base are trained and saved: none, all or vera_only
+    init_weights: bool = True  # b starts at zero, without effect; False: at one, and d is normal
+    layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
+    layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
+
+    def mistakes(self) -> list[str]:
+        wrong = super().mistakes()
+        if self.r <= 0:
+            wrong.append(f"`r`={self.r} must be at least 1")
+        if not 0 <= self.vera_dropout < 1:
+            wrong.append(f"`vera_dropout`={self.vera_dropout} must be in [0, 1)")
+        return wrong
+
+
+class Vera(Method):
+    """See the head of this file."""
+
+    name, prefix, dropout, defaults = "VERA", "vera_", "vera_dropout", VERA_TARGETS
+
+    def slots(self, site: Site, cfg: VeraConfig) -> dict[str, Slot]:
+        *experts, out, columns = site.matrix
+        b, d = (zeros, constant(cfg.d_initial)) if cfg.init_weights else (ones, normal())
+        return {
+            "b": Slot(name="vera_lambda_b", shape=(*experts, out), init=b),
+            "d": Slot(name="vera_lambda_d", shape=(*experts, cfg.r), init=d),
+            "A": Slot(name="vera_A", shape=(cfg.r, columns), shared=True, trainable=False),
+            "B": Slot(name="vera_B", shape=(out, cfg.r), shared=True, trainable=False),
+        }
+
+    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: VeraConfig) -> dict[str, Tensor]:
+        generator = Generator().manual_seed(cfg.projection_prng_key)
+        return {k: nn.init.kaiming_uniform_(torch.empty(shapes[k]), generator=generator) for k in ("vera_A", "vera_B")}
+
+    def shared_keys(self, cfg: VeraConfig) -> dict[str, str]:
+        return {"vera_A": "vera_A", "vera_B": "vera_B"} if cfg.save_projection else {}
+
+    def weight(self, w: Tensor, a: Any) -> Tensor:
+        update = (a.b.unsqueeze(-1) * a.B) @ (a.d.unsqueeze(-1) * a.A)
+        return a.site.add(w, update.view(a.site.shape))
+
+    def direct(self, site: Site, cfg: VeraConfig) -> bool:
+        return super().direct(site, cfg) and site.shape[1] == site.inp
+
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
+        kernel = a.site.shape[2:]
+        point = tuple(1 for _ in kernel)
+        down = a.site.op(a.drop(x), a.A.reshape(-1, a.site.inp, *kernel))
+        up = a.site.up(a.d.view(-1, *point) * down, a.B.reshape(*a.B.shape, *point))
+        return y + a.b.view(-1, *point) * up
