@@ -1,0 +1,63 @@
+"""Names that other people's code imports from `peft.utils`; there is nothing else here."""
+
+from ..api import prepare_model_for_kbit_training
+from ..compat.utilities import (
+    cast_mixed_precision_params,
+    id_tensor_storage,
+    infer_device,
+    shift_tokens_right,
+    transpose,
+)
+from ..compat.utilities import get_submodules as _get_submodules
+from ..config import PeftType, TaskType
+from ..errors import NoMatchingPeftModuleError
+from ..errors import TrimtabError as PeftError
+from ..errors import TrimtabWarning as PeftWarning
+from ..wrappers import ModulesToSaveWrapper, TrainableTokensWrapper
+from ..wrappers import Wrapper as AuxiliaryTrainingWrapper
+from .constants import (
+    ALLOWED_COMPUTE_DTYPES,
+    CONFIG_NAME,
+    INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    SAFETENSORS_WEIGHTS_NAME,
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING,
+    WEIGHTS_NAME,
+)
+from .save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+__all__ = [
+    "ALLOWED_COMPUTE_DTYPES",
+    "CONFIG_NAME",
+    "INCLUDE_LINEAR_LAYERS_SHORTHAND",
+    "SAFETENSORS_WEIGHTS_NAME",
+    "TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING",
+    "WEIGHTS_NAME",
+    "AuxiliaryTrainingWrapper",
+    "ModulesToSaveWrapper",
+    "NoMatchingPeftModuleError",
+    "PeftError",
+    "PeftType",
+    "PeftWarning",
+    "TaskType",
+    "TrainableTokensWrapper",
+    "_get_submodules",
+    "cast_mixed_precision_params",
+    "get_peft_model_state_dict",
+    "id_tensor_storage",
+    "infer_device",
+    "load_peft_weights",
+    "prepare_model_for_kbit_training",
+    "set_peft_model_state_dict",
+    "shift_tokens_right",
+    "transpose",
+]  # fmt: skip
