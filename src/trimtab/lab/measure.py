@@ -1,0 +1,71 @@
+"""What a process has used, and what it ran on."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("trimtab", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The largest memory this process has held so far, in bytes: `rss` of the machine, `gpu` if one was used.
+
+    Linux counts into `ru_maxrss` what the parent held when it forked; VmHWM starts anew with the program.
+    """
+    import torch
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        rss = int(line.split()[1]) * 1024
+    else:
+        import resource
+
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"rss": rss, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and threads: what a result may depend on besides its settings."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "gpus": gpus,
+        "threads": torch.get_num_threads(),
+        "packages": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def git_commit(folder: Path) -> dict[str, Any] | None:
+    """The commit of the repository around a folder, and whether files differ from it; None outside a repository."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

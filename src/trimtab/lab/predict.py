@@ -1,0 +1,46 @@
+"""Uses a finished method on new inputs."""
+
+from pathlib import Path
+from typing import Any
+
+from trimtab.lab import assets
+from trimtab.lab.config import Settings
+from trimtab.lab.files import read_json
+from trimtab.lab.folders import MethodFolder
+
+BATCH_SIZE = 32
+
+
+def predict(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """The method's answer to each text.
+
+    Args:
+        folder: `runs/<name>/<method>`.
+        texts: the inputs.
+
+    Raises:
+        RunError: the folder holds no finished method.
+    """
+    MethodFolder(folder).require_finished()
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    settings = Settings.model_validate(read_json(folder / "settings.json"))
+    facts = read_json(folder / "facts.json")
+    task = settings.task
+    revision, source = settings.model.revision, assets.resolve(settings.model.source)
+    loaded = settings.method.load(source, str(folder), lambda place: task.load(place, revision, facts))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.model.to(device).eval()
+    questions = [task.question(text) for text in texts]
+    rows = task.encode(loaded.processor, questions, facts)
+    collate = task.collator(loaded.processor)
+    answers = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = {name: values.to(device) for name, values in collate(rows[start : start + BATCH_SIZE]).items()}
+        with torch.no_grad():
+            outputs = loaded.model(**batch)[0]
+        answers += task.answers(outputs.float().cpu().numpy(), facts)
+    return [question | answer for question, answer in zip(questions, answers, strict=True)]

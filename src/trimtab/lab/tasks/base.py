@@ -1,0 +1,92 @@
+"""What the workbench asks of a task."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from trimtab.lab.schema import Option
+
+Example = dict[str, Any]
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to be fine-tuned."""
+
+    model: Any
+    """The Transformers model with the task's head."""
+    processor: Any
+    """Turns examples into tensors: a tokenizer, an image processor, ..."""
+    new_modules: list[str]
+    """Paths of the modules that no checkpoint filled."""
+
+
+class Task(Option):
+    """One kind of learning: which columns it reads, its model, its loss and its scores.
+
+    Facts are what a model's head has to know of the data, such as the label names; they are found once, in the training
+    examples, and are kept with every result.
+    """
+
+    peft_type: ClassVar[str]
+    """Name of the `trimtab.TaskType`."""
+    metrics: ClassVar[dict[str, str]]
+    """What is measured, from 0 to 1, higher being better: key -> heading. The first one draws the picture."""
+    select_by: ClassVar[str]
+    """The metric that chooses the best checkpoint on the validation part."""
+
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """The columns of the data that the task reads."""
+
+    @abstractmethod
+    def example(self, row: dict[str, Any]) -> Example | None:
+        """A row as an example with tidy fields; None if something it needs is empty."""
+
+    @abstractmethod
+    def question(self, text: str) -> Example:
+        """An example without a target, from what a user typed."""
+
+    @abstractmethod
+    def key(self, example: Example) -> str:
+        """What two examples share if they are the same input."""
+
+    @abstractmethod
+    def target(self, example: Example) -> str:
+        """What is to be learned of the input; two of them for one input are a conflict."""
+
+    @abstractmethod
+    def with_target(self, example: Example, target: str) -> Example:
+        """The example, its conflict resolved."""
+
+    @abstractmethod
+    def facts(self, train: list[Example]) -> Facts:
+        """What the model's head has to know of the training examples."""
+
+    @abstractmethod
+    def load(self, source: str, revision: str | None, facts: Facts) -> Loaded:
+        """Load the model of a folder or hub id with a head that fits the facts."""
+
+    @abstractmethod
+    def encode(self, processor: Any, examples: list[Example], facts: Facts) -> list[dict[str, Any]]:
+        """Examples as the model's inputs, one dict each, unpadded; with `labels` where they have a target."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Pads a list of encoded examples into one batch."""
+
+    @abstractmethod
+    def loss(self, train: list[Example], facts: Facts) -> Callable[..., Any] | None:
+        """A loss in place of the model's own, called as `loss(outputs, labels, num_items_in_batch)`; or None."""
+
+    @abstractmethod
+    def answers(self, outputs: np.ndarray, facts: Facts) -> list[dict[str, Any]]:
+        """The model's outputs, one row an example, as what a person wants to read."""
+
+    @abstractmethod
+    def scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Every metric of the given examples."""
