@@ -69,7 +69,7 @@ def test_extras_exist():
 
 def test_subcommands_exist():
     main = pytest.importorskip("typer.main")
-    from trimtab.lab.cli import app
+    from trimtab.lab.commands import app
 
     known = set(main.get_command(app).commands)
     wrong = [f"{file}: trimtab {words[1]}" for file, words in commands("trimtab") if words[1] not in known]
