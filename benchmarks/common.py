@@ -1,6 +1,7 @@
 """What all benchmarks share: where a result was measured, how a call is timed, and how results are shown and kept."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -28,12 +29,13 @@ def environment() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     dirty = subprocess.run(["git", "status", "--porcelain", "src"], cwd=root, capture_output=True, text=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    name = commit.stdout.strip() or os.environ.get("COMMIT", "unknown")
     return {
         "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: of(name) for name in ("torch", "transformers", "peft", "safetensors")},
-        "commit": (commit.stdout.strip() or "unknown") + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": name + ("+changes" if dirty.stdout.strip() else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 

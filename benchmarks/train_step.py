@@ -3,12 +3,13 @@
     python -m benchmarks.train_step                       # 24 layers of width 1024, batch 8 x 128: a CPU in minutes
     python -m benchmarks.train_step --preset 1b           # 16 layers of width 2048, batch 4 x 512: a GPU
 
-All variants run in one process on the same inputs, one after another, several rounds; the median step counts. The floor
-is the time of the matrix products alone, at the rate measured in the same run. The loss after the timed steps shows
-that the variants do the same work.
+All variants run in one process on the same inputs, one after another, in several rounds; the median step counts. The
+floor is the time of the matrix products alone, at the rate measured in the same run. The loss after the timed steps
+shows that the variants do the same work.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def variants(preset: Preset, device: str) -> dict[str, Callable[[], nn.Module]]:
 
 
 def measure(make: Callable[[], nn.Module], preset: Preset, device: str, repeats: int) -> dict[str, float]:
-    """Median seconds a step, tokens a second, peak memory on a GPU, and the last loss."""
+    """Median seconds a step, peak memory on a GPU, and the last loss."""
     model = make()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -105,8 +106,7 @@ def measure(make: Callable[[], nn.Module], preset: Preset, device: str, repeats:
         optimizer.step()
         losses.append(loss.detach())
 
-    time = median_seconds(step, repeats)
-    row = {"step_s": time, "tokens_per_s": preset.batch * preset.length / time, "last_loss": float(losses[-1])}
+    row = {"step_s": median_seconds(step, repeats), "last_loss": float(losses[-1])}
     if device == "cuda":
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return row
@@ -134,20 +134,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small", help="the shape of model and batch")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps a variant")
-    parser.add_argument("--rows", help="only the variants whose name contains this")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the variants take turns")
     options = parser.parse_args()
     preset, device = PRESETS[options.preset], "cuda" if torch.cuda.is_available() else "cpu"
-    rows: dict[str, Any] = {}
-    for name, make in variants(preset, device).items():
-        if options.rows is None or options.rows in name:
-            rows[name] = measure(make, preset, device, options.repeats)
-            print(f"{name}: {rows[name]['step_s']:.3f} s", flush=True)
-    ours = rows.get("trimtab, bf16 base", {}).get("step_s")
-    ratios = {name: round(row["step_s"] / ours, 2) for name, row in rows.items()} if ours else {}
-    keep(
-        f"train_step_{options.preset}_{device}",
-        rows | {"time over trimtab, bf16 base": ratios, "floor_s": floor_seconds(preset, device)},
-    )
+    every: dict[str, list[dict[str, float]]] = {name: [] for name in variants(preset, device)}
+    for _ in range(options.rounds):
+        for name, make in variants(preset, device).items():
+            every[name].append(measure(make, preset, device, options.repeats))
+            print(f"{name}: {every[name][-1]['step_s']:.3f} s", flush=True)
+    rows: dict[str, Any] = {
+        name: done[-1] | {"step_s": statistics.median(row["step_s"] for row in done)} for name, done in every.items()
+    }
+    ours = rows["trimtab, bf16 base"]["step_s"]
+    rows["time over trimtab, bf16 base"] = {name: round(row["step_s"] / ours, 2) for name, row in rows.items()}
+    keep(f"train_step_{options.preset}_{device}", rows | {"floor_s": floor_seconds(preset, device)})
 
 
 if __name__ == "__main__":

@@ -198,11 +198,12 @@ def main(*words: str) -> int:
     """Print the table, or the rows and columns that `words` pick. Returns the number of failures."""
     from tests.behaviours import COLUMNS
 
+    torch.set_num_threads(1)  # the tensors are tiny
     rows = [r for r in ROWS if any(w.lower() in r.label.lower() for w in words)] or ROWS
     columns = [c for c in COLUMNS if c in words] or list(COLUMNS)
     notes: dict[str, None] = {}
     failures = 0
-    print(f"{'':28}" + " ".join(f"{i + 1:>3}" for i in range(len(columns))))
+    print(f"{'':32}" + " ".join(f"{i + 1:>3}" for i in range(len(columns))))
     for row in rows:
         cells = []
         for column in columns:
@@ -220,7 +221,7 @@ def main(*words: str) -> int:
                 failures += 1
                 cells.append("BAD")
                 notes[f"BAD {row.label}, {column}: {str(error).strip()[:300] or type(error).__name__}"] = None
-        print(f"{row.label:28}" + " ".join(f"{c:>3}" for c in cells), flush=True)
+        print(f"{row.label:32}" + " ".join(f"{c:>3}" for c in cells), flush=True)
     print("\n".join(f"{i + 1:>3} {c}" for i, c in enumerate(columns)), *notes, f"{failures} bad", sep="\n")
     return failures
 

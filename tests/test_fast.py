@@ -13,6 +13,15 @@ from trimtab.layer import AdapterLayer
 # The fused path adds up in another order: a few units in the last place of the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def on_the_fastest_device():
+    """The same function serves CPU and GPU; it is compared where this machine would run it."""
+    with torch.device(DEVICE):
+        yield
+
 
 class Net(nn.Module):
     def __init__(self, bias=True):

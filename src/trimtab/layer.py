@@ -125,7 +125,7 @@ class AdapterLayer(LayerFace, nn.Module):
         base = torch.float32 if autocast and half else self.site.dtype
         if device.type == "meta":
             return nn.Parameter(torch.empty(slot.shape, dtype=base, device=device), requires_grad=slot.trainable)
-        t = torch.empty(slot.shape, dtype=torch.float32)
+        t = torch.empty(slot.shape, dtype=torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
         return nn.Parameter(t.to(device, base), requires_grad=slot.trainable)

@@ -59,7 +59,7 @@ def attach(model: "PeftModel", name: str, cfg: Any, autocast: bool = True) -> No
         if getattr(cfg, key) is None:
             setattr(cfg, key, value)
     words = _words(base)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seeded(ENCODER_KEY, name).initial_seed())
         encoder = method.encoder(cfg, words)
     device = torch.device("cpu") if words.weight.is_meta else words.weight.device

@@ -30,8 +30,8 @@ class Orthogonal(Start):
         generator = seeded(a.layer.path, a.name, self.name)
         up, down = factors(a)
         r = up.shape[-1]
-        q = torch.linalg.qr(torch.randn(r, r, generator=generator))[0]
-        x = torch.randn(r // 2, down.shape[-1], generator=generator)
-        y = torch.randn(up.shape[-2], r // 2, generator=generator)
+        q = torch.linalg.qr(torch.randn(r, r, generator=generator, device="cpu"))[0]
+        x = torch.randn(r // 2, down.shape[-1], generator=generator, device="cpu")
+        y = torch.randn(up.shape[-2], r // 2, generator=generator, device="cpu")
         down.copy_(q[0::2].T @ x / 10)
         up.copy_(y @ q[1::2] / 10)

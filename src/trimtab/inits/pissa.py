@@ -31,7 +31,8 @@ class Pissa(Split):
 
 def randomised_svd(w: Tensor, r: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """The r largest singular values and vectors of W, nearly; the same W gives the same ones, so a loaded base too."""
-    start = torch.randn(w.shape[-1], min(r, *w.shape[-2:]), generator=Generator().manual_seed(0))
+    seeded = Generator().manual_seed(0)
+    start = torch.randn(w.shape[-1], min(r, *w.shape[-2:]), generator=seeded, device="cpu")
     q = torch.linalg.qr(w @ start.to(w))[0]
     for _ in range(iterations):
         q = torch.linalg.qr(w @ torch.linalg.qr(w.mT @ q)[0])[0]

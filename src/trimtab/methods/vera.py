@@ -59,7 +59,10 @@ class Vera(Method):
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: VeraConfig) -> dict[str, Tensor]:
         generator = Generator().manual_seed(cfg.projection_prng_key)
-        return {k: nn.init.kaiming_uniform_(torch.empty(shapes[k]), generator=generator) for k in ("vera_A", "vera_B")}
+        return {
+            k: nn.init.kaiming_uniform_(torch.empty(shapes[k], device="cpu"), generator=generator)
+            for k in ("vera_A", "vera_B")
+        }
 
     def shared_keys(self, cfg: VeraConfig) -> dict[str, str]:
         return {"vera_A": "vera_A", "vera_B": "vera_B"} if cfg.save_projection else {}
