@@ -205,5 +205,5 @@ def shake(model: nn.Module, seed: int = 5, size: float = 0.3, only: str = "") ->
     for name, p in sorted(model.named_parameters()):
         if p.requires_grad and only in name:
             g = torch.Generator().manual_seed(seed * 1000 + sum(map(ord, name)))
-            p.data.add_((size * torch.randn(p.shape, generator=g)).to(p))
+            p.data.add_((size * torch.randn(p.shape, generator=g, device="cpu")).to(p))
     return model
