@@ -18,7 +18,7 @@ from .errors import AdapterError, AdapterFileError, ConfigError, listing
 from .layer import seeded
 from .prompt_method import PROMPTS, PromptMethod
 from .prompt_method import PromptLearningConfig as PromptLearningConfig
-from .state import Entry, LoadResult, _copy_into, report
+from .state import Entry, LoadResult, _copy_into, fit
 from .wrappers import ModulesToSaveWrapper
 
 if TYPE_CHECKING:
@@ -387,14 +387,5 @@ def load(model: "PeftModel", name: str, tensors: Mapping[str, Tensor], strict: b
             f"the file holds the finished prompt ({PROMPT_KEY!r}) but not the network that made it, so its training "
             "cannot go on; load it with is_trainable=False"
         )
-    places = own | saved
     spare = {k for k in tensors if (k.startswith(ENCODER_KEY) if PROMPT_KEY in own else k == PROMPT_KEY)}
-    found = {k: t for k, t in tensors.items() if k not in spare}
-    missing = [k for k in places if k not in found]
-    unexpected = [k for k in found if k not in places]
-    shapes = [k for k in found if k in places and found[k].shape != places[k].tensor.shape]
-    report(missing, unexpected, shapes, found, places, strict)
-    for key, tensor in found.items():
-        if key in places and key not in shapes:
-            places[key].put(tensor)
-    return LoadResult(missing, unexpected)
+    return fit(own | saved, {}, {k: t for k, t in tensors.items() if k not in spare}, strict)

@@ -141,7 +141,14 @@ def load_state(
         if tensors.keys() - wanted.keys()
         else {}
     )
-    places = base | wanted
+    return fit(wanted, base, tensors, strict)
+
+
+def fit(
+    wanted: Mapping[str, Entry], allowed: Mapping[str, Entry], tensors: Mapping[str, Tensor], strict: bool
+) -> LoadResult:
+    """Put tensors in the places that must be filled (`wanted`) or may be (`allowed`), by the rule of `load_state`."""
+    places = {**allowed, **wanted}
     missing = [k for k in wanted if k not in tensors]
     unexpected = [k for k in tensors if k not in places]
     shapes = [k for k in tensors if k in places and tensors[k].shape != places[k].tensor.shape]
