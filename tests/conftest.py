@@ -5,7 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-pytest.register_assert_rewrite("tests.behaviours", "tests.table")
+pytest.register_assert_rewrite("tests.behaviours", "tests.row")
 
 import torch  # noqa: E402
 

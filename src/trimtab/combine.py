@@ -18,7 +18,7 @@ from torch import Tensor
 from . import inject, match
 from .errors import AdapterError, ConfigError, listing
 from .layer import AdapterLayer
-from .method import METHODS, Adapter, Method
+from .method import METHODS, Adapter, Method, method_of
 
 if TYPE_CHECKING:
     from .tuner import Tuner
@@ -274,7 +274,7 @@ def common_method(tuner: "Tuner", recipe: Recipe) -> Method:
     kinds = sorted({tuner.peft_config[n].kind for n in recipe.adapters})
     if len(kinds) > 1:
         raise AdapterError(f"{listing(recipe.adapters)} are of different methods: {listing(kinds)}; choose one")
-    method = METHODS[kinds[0]]
+    method = method_of(tuner.peft_config[recipe.adapters[0]])
     if not method.product:
         able = sorted(name for name, m in METHODS.items() if m.product)
         raise AdapterError(f"{kinds[0]} adapters cannot be combined: only updates B A can ({listing(able)})")

@@ -241,7 +241,11 @@ class AdapterConfig(PeftConfig):
                 if re.match(rf"(.*\.)?({key})$", path):
                     changes[option] = value
                     break
-        return replace(self, **changes) if changes else self
+        if not changes:
+            return self
+        here = replace(self, **changes)
+        vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
+        return here
 
 
 ConfigLike = PeftConfig | Mapping[str, Any]

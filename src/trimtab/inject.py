@@ -3,9 +3,10 @@
 Everything is found out and checked first; only then is the model touched, so that an error leaves it as it was.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from . import match
 from .config import AdapterConfig
 from .errors import AdapterError, ConfigError, TargetError, TrimtabError, listing
-from .layer import AdapterLayer, Shared
+from .held import Shared
+from .layer import AdapterLayer
 from .match import Place
 from .method import Method, Slot, method_of
+from .replicate import replicate_layers
 from .route import Router
 from .sites import ParameterSite, Site, site_of
+from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
 
 
@@ -32,6 +36,11 @@ class Mount:
     slots: dict[str, Slot]
     parameter: str = ""
     aliases: list[Place] = field(default_factory=list)  # other places where the same module stands
+
+    @property
+    def path(self) -> str:
+        """The layer's path in the base model, or its parameter's."""
+        return f"{self.place.name}.{self.parameter}" if self.parameter else self.place.name
 
 
 @dataclass
@@ -76,7 +85,8 @@ def inject(
     """
     check_name(model, name)
     request = Request(cfg, name, method_of(cfg), empty, autocast)
-    undo = replicate_layers(model, cfg.layer_replication) if cfg.layer_replication else lambda: None
+    ranges = cfg.layer_replication
+    undo = replicate_layers(model, ranges, any(switches(model))) if ranges else lambda: None
     try:
         match.resolve(model, cfg, request.method)
         mounts = plan(model, request, state_dict)
@@ -98,6 +108,7 @@ def inject(
     for place in keeps:
         put_module_to_save(place, name, router)
     train_biases(model, request)
+    watch(model, request, router)
 
 
 def check_name(model: nn.Module, name: str) -> None:
@@ -124,25 +135,40 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
     if state_dict is not None:
         places = [p for p in places if any(f"{p.name}.{method.prefix}" in key for key in state_dict)]
     match.check_inside_attention(places)
-    mounts, wrong = [], []
+    mounts: list[Mount] = []
+    wrong: list[tuple[type[TrimtabError], str]] = []
     wanted = [(p, "") for p in (*places, *attention_outputs(places))] + match.parameter_targets(model, cfg)
     first: dict[tuple[int, str], Mount] = {}
     for place, parameter in wanted:
         if same := first.get((id(place.module), parameter)):
             same.aliases.append(place)
             continue
-        try:
-            mount = first[id(place.module), parameter] = make_mount(place, parameter, request)
+        with noting(wrong, place.name):
+            mount = first[id(place.module), parameter] = Mount(place, site_at(place, parameter), cfg, {}, parameter)
             mounts.append(mount)
-        except TrimtabError as error:
-            wrong.append((type(error), f"{place.name}: {error}"))
+    if not wrong:
+        method.prepare(cfg, {m.path: m.site for m in mounts})
+    for mount in mounts:
+        with noting(wrong, mount.place.name):
+            mount.cfg = cfg.at(mount.path)
+            mount.slots = method.slots(mount.site, mount.cfg)
+            if method.depends and not method.direct(mount.site, mount.cfg):
+                raise TargetError(f"a {mount.site.kind} layer cannot show {method.depends} to an adapter")
     if wrong:
         kind = TargetError if any(k is TargetError for k, _ in wrong) else ConfigError
         raise kind(
             f"{len(wrong)} of {len(wanted)} targets cannot take {cfg.kind}: " + "; ".join(t for _, t in wrong[:8])
         )
-    method.prepare(cfg, {m.place.name: m.site for m in mounts})
     return mounts
+
+
+@contextmanager
+def noting(wrong: list[tuple[type[TrimtabError], str]], name: str) -> Iterator[None]:
+    """Within it, an error of ours is noted, with the layer's name, and goes no further."""
+    try:
+        yield
+    except TrimtabError as error:
+        wrong.append((type(error), f"{name}: {error}"))
 
 
 def attention_outputs(places: Sequence[Place]) -> list[Place]:
@@ -155,20 +181,16 @@ def attention_outputs(places: Sequence[Place]) -> list[Place]:
     return outputs
 
 
-def make_mount(place: Place, parameter: str, request: Request) -> Mount:
-    """One layer, or one of its parameters, made ready. Raises `TargetError` or `ConfigError` where it cannot be."""
+def site_at(place: Place, parameter: str) -> Site:
+    """The site of a layer, or of one of its parameters. Raises `TargetError` where there can be none."""
     module = place.module
-    name = f"{place.name}.{parameter}" if parameter else place.name
     if isinstance(module, Wrapper):
         raise TargetError("is trained in full (`modules_to_save`) or by rows (`trainable_token_indices`) already")
     if parameter:
         sites = [layer.site for layer in _nest(module)]
         held = [s for s in sites if isinstance(s, ParameterSite) and s.local == parameter]
-        site: Site = held[0] if held else ParameterSite(module, parameter)
-    else:
-        site = module.site if isinstance(module, AdapterLayer) else site_of(module)
-    cfg = request.cfg.at(name)
-    return Mount(place, site, cfg, request.method.slots(site, cfg), parameter)
+        return held[0] if held else ParameterSite(module, parameter)
+    return module.site if isinstance(module, AdapterLayer) else site_of(module)
 
 
 def _nest(module: nn.Module) -> Iterator[AdapterLayer]:
@@ -236,18 +258,28 @@ def plan_tokens(model: nn.Module, cfg: AdapterConfig) -> list[tuple[Place, tuple
 # edit: nothing is checked here
 def make_shared(model: nn.Module, request: Request, mounts: Sequence[Mount]) -> dict[str, Shared]:
     """The tensors all layers read, by slot name: the model's containers, or new ones, with this adapter's in them."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    slots: dict[str, Slot] = {}
     for slot in (s for m in mounts for s in m.slots.values() if s.shared):
-        shapes[slot.name] = tuple(map(max, shapes.get(slot.name, slot.shape), slot.shape))
-    if not shapes:
+        before = slots.get(slot.place, slot)
+        slots[slot.place] = replace_fields(slot, shape=tuple(map(max, before.shape, slot.shape)))
+    if not slots:
         return {}
     held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
     device, dtype = mounts[0].site.device, mounts[0].site.dtype
     half = dtype in (torch.bfloat16, torch.float16)
-    for key, start in request.method.shared(shapes, request.cfg).items():
-        start = start.to(device if device.type != "meta" else "cpu", dtype)  # rounded first: files count on these bits
-        held.setdefault(key, Shared())[request.name] = start.float() if half and request.autocast else start
+    for place, start in request.method.shared({k: s.shape for k, s in slots.items()}, request.cfg).items():
+        slot = slots[place]
+        start = start.to(device if device.type != "meta" else "cpu", slot.dtype or dtype)  # rounded first, as in files
+        start = start.float() if half and request.autocast and slot.dtype is None else start
+        part = slot.part if slot.module else ""
+        held.setdefault(slot.name, Shared()).put(request.name, part, start, slot.trainable)
     return held
+
+
+def trained_together(model: nn.Module) -> dict[str, Shared]:
+    """The containers of what layers share and train, by slot name."""
+    held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
+    return {k: m for k, m in held.items() if any(True for _ in m.parameters())}
 
 
 def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[str, Shared]) -> None:
@@ -257,14 +289,16 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
     if layer is None:
         if mount.parameter:
             mount.site = ParameterSite(current, mount.parameter)  # type: ignore[arg-type]
-        path = f"{place.name}.{mount.parameter}" if mount.parameter else place.name
-        layer = AdapterLayer(current, mount.site, path, router)  # type: ignore[arg-type]
+        layer = AdapterLayer(current, mount.site, mount.path, router)  # type: ignore[arg-type]
         for where in (place, *mount.aliases):
             where.parent._modules[where.key] = layer
     layer.add(request.name, request.method, mount.cfg, mount.slots, shared, request.empty, request.autocast)
-    if not request.empty or request.method.changes_base(mount.cfg):
-        with torch.no_grad():
-            request.method.start(layer.adapters[request.name])
+    adapter = layer.adapters[request.name]
+    with torch.no_grad():
+        if mount.site.device.type != "meta":
+            request.method.derive(adapter)
+        if not request.empty or request.method.changes_base(mount.cfg):
+            request.method.start(adapter)
 
 
 def put_tokens(tokens: Sequence[tuple[Place, tuple[int, ...], bool]], request: Request, router: Router) -> None:
@@ -324,55 +358,10 @@ def train_biases(model: nn.Module, request: Request) -> None:
         parameter.requires_grad_(not request.cfg.inference_mode)
 
 
-def replicate_layers(model: nn.Module, ranges: Sequence[Sequence[int]]) -> Callable[[], None]:
-    """Stack ranges of the model's layers, in place: the copies share the weights, each can have adapters of its own.
-
-    `ranges` are (start, end) pairs over the list of layers, end exclusive. Returns what takes it back. Raises
-    `ConfigError` where there is no one list of layers or a range leaves it, or where adapters stand in the model and
-    its layers were not stacked so for them.
-    """
-    if getattr(model, "replicated_layers", None) == ranges:
-        return lambda: None
-    if any(switches(model)):
-        raise ConfigError(f"`layer_replication`={ranges} would restack layers that hold adapters; load the base again")
-    lists = [(p, p.module) for p in match.walk(model) if isinstance(p.module, nn.ModuleList) and len(p.module)]
-    top = [(p, m) for p, m in lists if not any(p.name.startswith(q.name + ".") for q, _ in lists)]
-    if len(top) != 1:
-        raise ConfigError(
-            "`layer_replication` needs a model with one list of layers; "
-            f"this one has {listing(p.name for p, _ in top) or 'none'}"
-        )
-    place, layers = top[0]
-    if wrong := [list(r) for r in ranges if len(r) != 2 or not 0 <= r[0] < r[1] <= len(layers)]:
-        raise ConfigError(f"`layer_replication`: {listing(wrong)} are not ranges in a list of {len(layers)} layers")
-    stacked = nn.ModuleList()
-    for start, end in ranges:
-        for i in range(start, end):
-            shared = {id(t): t for t in (*layers[i].parameters(), *layers[i].buffers())}
-            stacked.append(copy.deepcopy(layers[i], shared))
-    for index, layer in enumerate(stacked):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010
-    config: Any = getattr(model, "config", None)
-
-    def put(these: nn.Module, count: int) -> None:
-        place.parent._modules[place.key] = these
-        if hasattr(config, "num_hidden_layers"):
-            config.num_hidden_layers = count
-
-    def undo() -> None:
-        put(layers, len(layers))
-        del model.replicated_layers
-
-    put(stacked, len(stacked))
-    model.replicated_layers = ranges  # type: ignore[assignment]
-    return undo
-
-
 # take out
 def replace(model: nn.Module, merge: bool) -> None:
     """Take every wrapper out of the model; the base layers stand where they stood. Merging is the caller's."""
+    unwatch(model)
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             while isinstance(child, (AdapterLayer, Wrapper)):

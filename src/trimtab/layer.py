@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
+from .held import Held, Shared, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .sites import Site, Snapshot
@@ -39,22 +40,6 @@ def seeded(*names: str) -> Generator:
 
 Owned = tuple[dict[str, Any], str, bool]
 """Where a tensor lies: a module's parameters by name, its name there, and whether it can be trained."""
-
-
-class Shared(nn.Module):
-    """Tensors that all layers of a model read, one an adapter: buffers, by adapter name."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._buffers[name]  # type: ignore[return-value]
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value, persistent=False)
-
-    def __delitem__(self, name: str) -> None:
-        del self._buffers[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._buffers
 
 
 class AdapterLayer(LayerFace, nn.Module):
@@ -84,7 +69,7 @@ class AdapterLayer(LayerFace, nn.Module):
         method: Method,
         cfg: Any,
         slots: dict[str, Slot],
-        shared: dict[str, "Shared"],
+        shared: dict[str, Shared],
         empty: bool = False,
         autocast: bool = True,
     ) -> None:
@@ -98,15 +83,12 @@ class AdapterLayer(LayerFace, nn.Module):
         for slot in slots.values():
             if slot.shared:
                 self._modules.setdefault(slot.name, shared[slot.name])
-                continue
-            held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-            parameter = self._start(name, slot, device, autocast)
-            if not slot.module:
-                held[name] = parameter
-                continue
-            if name not in held:
-                held.add_module(name, self.site.holder(slot.shape))
-            setattr(held[name], slot.part, parameter)
+            elif not slot.kept:
+                part = slot.part if slot.module else ""
+                made_now = self._start(name, slot, self.site.device, autocast).data
+                self._container(slot.name, Held).put(name, part, made_now, trainable=False)
+            else:
+                self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
         if method.dropout:
             p = getattr(cfg, method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
@@ -115,6 +97,17 @@ class AdapterLayer(LayerFace, nn.Module):
         self.scaling[name] = method.scaling(self.site, cfg)
         self._plans.clear()
 
+    def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
+        held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
+        if not slot.module:
+            held[name] = parameter
+            return
+        if name not in held:
+            plain = slot.part in ("weight", "bias")
+            held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
+        owner, key = made(held[name], slot.part)
+        owner.register_parameter(key, parameter)
+
     def _container(self, key: str, kind: type[nn.Module]) -> Any:
         if key not in self._modules:
             self.add_module(key, kind())
@@ -122,13 +115,13 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _start(self, name: str, slot: Slot, device: torch.device, autocast: bool) -> nn.Parameter:
         half = self.site.dtype in (torch.bfloat16, torch.float16)
-        base = torch.float32 if autocast and half else self.site.dtype
+        dtype = slot.dtype or (torch.float32 if autocast and half else self.site.dtype)
         if device.type == "meta":
-            return nn.Parameter(torch.empty(slot.shape, dtype=base, device=device), requires_grad=slot.trainable)
-        t = torch.empty(slot.shape, dtype=torch.float32, device="cpu")  # the same start on every device
+            return nn.Parameter(torch.empty(slot.shape, dtype=dtype, device=device), requires_grad=slot.trainable)
+        t = torch.empty(slot.shape, dtype=slot.dtype or torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
-        return nn.Parameter(t.to(device, base), requires_grad=slot.trainable)
+        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable)
 
     def remove(self, name: str) -> None:
         """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
@@ -137,29 +130,31 @@ class AdapterLayer(LayerFace, nn.Module):
         adapter = self.adapters.pop(name, None)
         if adapter is None:
             return
-        for slot_name in {s.name for s in adapter.slots.values() if not s.shared} | {adapter.method.dropout} - {""}:
+        for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
             held: Any = self._modules[slot_name]
-            if name in held:  # not yet gone with the tied layer's
+            if name in held:  # not yet gone with another layer's that shares or is tied to it
                 del held[name]
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])
 
-    def owned(self, name: str) -> Iterator[Owned]:
-        """Where the tensors of an adapter lie, shared ones left out."""
-        adapter = self.adapters.get(name)
-        for slot in adapter.slots.values() if adapter else ():
-            if not slot.shared:
+    def owned(self, name: str, shared: bool = True) -> Iterator[Owned]:
+        """Where the parameters of an adapter lie, those that layers share included where they can be trained."""
+        for slot in self._parameter_slots(name):
+            if shared or not slot.shared:
                 held: Any = self._modules[slot.name]
-                yield (held._modules[name]._parameters, slot.part, slot.trainable) if slot.module else (
-                    held._parameters, name, slot.trainable
-                )  # fmt: skip
+                owner, key = holder_of(held._modules[name], slot.part) if slot.module else (held, name)
+                yield owner._parameters, key, slot.trainable
+
+    def _parameter_slots(self, name: str) -> list[Slot]:
+        adapter = self.adapters.get(name)
+        slots = adapter.slots.values() if adapter else ()
+        return [s for s in slots if s.kept and (s.trainable or not s.shared)]
 
     def parameters_of(self, name: str) -> Iterator[tuple[Slot, nn.Parameter]]:
-        """The tensors of an adapter with their slots, shared ones left out."""
-        adapter = self.adapters.get(name)
-        own = [slot for slot in adapter.slots.values() if not slot.shared] if adapter else []
-        for slot, (held, key, _) in zip(own, self.owned(name), strict=True):
+        """The parameters of an adapter with their slots, those that layers share left out."""
+        own = [slot for slot in self._parameter_slots(name) if not slot.shared]
+        for slot, (held, key, _) in zip(own, self.owned(name, shared=False), strict=True):
             yield slot, held[key]
 
     def activate(self, names: Sequence[str], trainable: bool | None = None) -> None:
@@ -211,6 +206,11 @@ class AdapterLayer(LayerFace, nn.Module):
             )
         direct = all(a.method.direct(self.site, a.cfg) for a in acting)
         direct = direct and not any(a.method.reads_weight(a.cfg) for a in acting[1:])
+        if not direct and (bound := [a for a in acting if a.method.depends]):
+            raise AdapterError(
+                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].method.depends}, "
+                f"so it cannot act together with {listing(a.name for a in acting if a not in bound)}, which needs W'"
+            )
         plan = Plan(self.site, acting, direct)
         if FastMode.mode == "off":
             plan.reason = "switched off"
@@ -309,6 +309,8 @@ class AdapterLayer(LayerFace, nn.Module):
     def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
         for name in names:
+            if why := self.adapters[name].method.depends:
+                return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
             for slot, t in self.parameters_of(name):
                 if t.is_meta:
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]

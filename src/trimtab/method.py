@@ -4,7 +4,7 @@ A method is written in one file of `methods/` and registers itself. Nothing else
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from .config import AdapterConfig
 from .errors import ConfigError
+from .held import holder_of
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -54,22 +55,35 @@ class Slot:
     """One tensor of an adapter: its name, shape and start, and where it is kept.
 
     In memory it is `<layer>.<name>.<adapter>` or, as a module, `<layer>.<name>.<adapter>.<part>`; in a file
-    `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner.
+    `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner;
+    one that can be trained stands in the model's state too, at `<tuner>.<name>.<adapter>`.
     """
 
     name: str
     shape: tuple[int, ...]
     init: Init = zeros
     module: bool = False
-    part: str = "weight"
+    part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
     trainable: bool = True
-    file: str | None = None
+    file: str | None = None  # name in a file, below the layer's; "": in no file; None: as in memory
+    dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
+    kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
+
+    @property
+    def place(self) -> str:
+        """The name in memory, the adapter's left out."""
+        return f"{self.name}.{self.part}" if self.module else self.name
 
     @property
     def key(self) -> str:
         """The name in a file, below the layer's."""
-        return self.file or (f"{self.name}.{self.part}" if self.module else self.name)
+        return self.file or self.place
+
+    @property
+    def saved(self) -> bool:
+        """Whether a file holds it with the layer's own tensors."""
+        return self.kept and not self.shared and self.file != ""
 
 
 class Adapter:
@@ -97,13 +111,13 @@ class Adapter:
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
-        held: Any = getattr(self.layer, slot.name)
+        held: Any = self.layer._modules[slot.name]
+        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
         if slot.shared:
-            return held[self.name][tuple(slice(n) for n in slot.shape)]
-        owner, part = (held[self.name], slot.part) if slot.module else (held, self.name)
+            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
         if part in owner._parameters:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part) if slot.module else owner[part]
+        return getattr(owner, part)
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -121,13 +135,19 @@ class Adapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format the adapter computes in."""
-        return self.tensor(next(iter(self.slots))).dtype
+        """The number format the adapter computes in: that of its first tensor without one of its own."""
+        return self.tensor(next(k for k, s in self.slots.items() if s.dtype is None)).dtype
+
+    @property
+    def call(self) -> Mapping[str, Any]:
+        """What `Method.before` found out about the model's call in flight."""
+        return self.layer.router.calls.get(self.name, {})
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
         other = Adapter(self.name, self.method, self.cfg, self.site, self.slots, self.layer)
-        other._cast = {k: self.tensor(k).detach().to(self.site.device, dtype) for k in self.slots}
+        held = {k: self.tensor(k).detach().to(self.site.device) for k in self.slots}
+        other._cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in held.items()}
         return other
 
     def drop(self, x: Tensor) -> Tensor:
@@ -157,7 +177,11 @@ class Start:
 
 
 class Method:
-    """What a method author writes. `weight` is the definition; everything else has a default or follows from it."""
+    """What a method author writes. `weight` is the definition; everything else has a default or follows from it.
+
+    A variant is a subclass of a method, in a file of its own, that says by `wanted` for which of the method's
+    configurations it stands in; it has the method's `name` but does not declare it.
+    """
 
     name: ClassVar[str]
     """The method's `peft_type`."""
@@ -169,11 +193,24 @@ class Method:
     """Default targets by architecture, where a user names none."""
     product: ClassVar[tuple[str, str] | tuple[()]] = ()
     """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+    depends: ClassVar[str] = ""
+    """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
+    `weight`, and nothing can be merged. "" for the usual case."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of its own that a call of the model may have; `before` takes them out."""
+    variants: ClassVar[list["Method"]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
+            cls.variants = []
             METHODS[cls.name] = cls()
+        elif "wanted" in cls.__dict__:
+            METHODS[cls.name].variants.append(cls())
+
+    def wanted(self, cfg: Any) -> bool:
+        """Of a variant: whether a configuration of its method asks for it."""
+        return False
 
     def fill(self, cfg: Any, model_type: str | None) -> None:
         """Set what the user left to the architecture's default; leave `target_modules` unset where there is none."""
@@ -228,13 +265,39 @@ class Method:
     def start(self, a: Adapter) -> None:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 
+    def derive(self, a: Adapter) -> None:
+        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
-        """Check a configuration against all the sites it will adapt. Raises `ConfigError`."""
+        """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.
+
+        What depends on the model as a whole (a layer's index, a budget) can be noted in `cfg` for `slots`, under a name
+        that is no field: `prepare` comes before `slots`.
+        """
+
+    # around a call of the model
+    def before(self, model: nn.Module, name: str, cfg: Any, kwargs: dict[str, Any]) -> Mapping[str, Any]:
+        """What the layers have to know of a call of the base model, for `a.call`; takes `arguments` out of `kwargs`.
+
+        Called before each forward in which adapter `name` acts, each step of a generation too.
+        """
+        return {k: kwargs.pop(k) for k in self.arguments if k in kwargs}
+
+    def after(self, model: nn.Module, name: str, cfg: Any, output: Any) -> Any:
+        """The model's output, after a forward in which adapter `name` acts; a term may be added to its loss."""
+        return output
+
+    def after_step(self, layers: Sequence[Any], name: str, cfg: Any, step: int) -> None:
+        """Anything to do after the backward pass of training step `step`, before gradients are cleared."""
 
 
 def method_of(cfg: AdapterConfig) -> Method:
-    """The method a configuration belongs to. Raises `ConfigError` when none is registered for it."""
+    """The method, or variant, that a configuration asks for. Raises `ConfigError` when none is registered for it."""
     kind = str(getattr(cfg.peft_type, "value", cfg.peft_type))
     if kind not in METHODS:
         raise ConfigError(f"{type(cfg).__name__} (`peft_type`={kind!r}) does not adapt modules of a base model")
-    return METHODS[kind]
+    method = METHODS[kind]
+    wanted = [v for v in method.variants if v.wanted(cfg)]
+    if len(wanted) > 1:
+        raise ConfigError(f"{type(cfg).__name__} asks for {' and '.join(type(v).__name__ for v in wanted)}; choose one")
+    return wanted[0] if wanted else method

@@ -15,6 +15,7 @@ from .config import AdapterConfig, PeftConfig, TaskType
 from .errors import AdapterError, listing
 from .fingerprint import Fingerprint, fingerprint
 from .folders import TASKS, AdapterFolders
+from .method import method_of
 from .tuner import Tuner
 
 ON_CREATE: list[Callable[[], None]] = []
@@ -185,7 +186,20 @@ class PeftModel(AdapterFolders, nn.Module):
             if self.is_prompt_learning and self.prompts_enabled:
                 return prompt.generate(self, args, kwargs)
             base: Any = self.get_base_model()
-            return base.generate(*args, **kwargs)
+            with self._given(kwargs):
+                return base.generate(*args, **kwargs)
+
+    @contextmanager
+    def _given(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Within it, the methods' own arguments reach every step of a generation, which would not take them itself."""
+        weights = [] if self.is_prompt_learning else self.peft_config.values()
+        own = {a for cfg in weights for a in method_of(cfg).arguments}
+        router = inject.router_of(self)
+        before, router.given = router.given, {k: kwargs.pop(k) for k in own & kwargs.keys()}
+        try:
+            yield
+        finally:
+            router.given = before
 
     @contextmanager
     def routed(self, names: Sequence[str] | None) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """How a layer computes: which adapters act, by which route, planned when they change; fused paths and their choice."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -50,10 +51,15 @@ def fast_mode(mode: str) -> Iterator[None]:
 
 
 class Router:
-    """The adapters of the rows of the batch in flight, shared by a model's layers; None when all rows are alike."""
+    """What a model's layers share about the call in flight."""
 
     def __init__(self) -> None:
         self.rows: tuple[str, ...] | None = None
+        """The adapter of each row of the batch; None when all rows are alike."""
+        self.given: dict[str, Any] = {}
+        """Arguments of adapters that a model's caller cannot take, as in a generation."""
+        self.calls: dict[str, Mapping[str, Any]] = {}
+        """By adapter, what its method found out about the call."""
 
 
 @dataclass

@@ -43,6 +43,10 @@ class Site:
         self.parameter = parameter
         self.tied = False
         self.shape = tuple(self.weight().shape)
+        self.measure()
+
+    def measure(self) -> None:
+        """Find the sizes of output and input, `out` and `inp`, from the shape."""
         self.out, self.inp = self.shape[0], self.shape[1]
 
     # the weight
@@ -254,6 +258,29 @@ class FunctionalSite(Site):
         return None
 
 
+class NormSite(FunctionalSite):
+    """A normalisation: its weight (features,) scales what it returns, its bias (features,) shifts it."""
+
+    kind = "norm"
+    layers = tuple(f"torch.nn.modules.normalization.{n}" for n in ("LayerNorm", "RMSNorm", "GroupNorm"))
+
+    def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
+        if getattr(layer, "weight", None) is None:
+            raise TargetError(f"this {type(layer).__name__} has no weight to adapt")
+        super().__init__(layer, parameter)
+
+    def measure(self) -> None:
+        self.out = self.inp = math.prod(self.shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.layer, "bias", None)
+
+    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        swapped = {"weight": w} | ({} if b is None else {"bias": b})
+        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+
+
 class AttentionSite(FunctionalSite):
     """`nn.MultiheadAttention`: the weight is its joint input projection (3 * dim, dim); `out_proj` is its own site."""
 
@@ -325,7 +352,8 @@ def site_type(layer: nn.Module) -> type[Site] | None:
     for cls in type(layer).__mro__:
         if site := SITES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return site
-    return None
+    # Every architecture of Transformers has a class of its own for the same normalisation.
+    return NormSite if type(layer).__name__.endswith("Norm") and "weight" in layer._parameters else None
 
 
 def site_of(layer: nn.Module) -> Site:

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
+from .held import holder_of
 from .inject import adapter_layers, biases
 from .layer import AdapterLayer
 from .match import ends_with, modules
-from .method import METHODS
+from .method import method_of
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -74,18 +75,31 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    for slot_name, key in METHODS[cfg.kind].shared_keys(cfg).items():
-        held = next(layer._modules[slot_name][name] for layer in adapter_layers(model) if slot_name in layer._modules)  # type: ignore[index]
-        found[root + key] = Entry(root + key, held, _copy_into(held))
+    for place, key in method_of(cfg).shared_keys(cfg).items():
+        if (tensor := _shared(model, name, place)) is not None:
+            found[root + key] = Entry(root + key, tensor, _copy_into(tensor))
     return found
+
+
+def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
+    """The tensor that all layers of adapter `name` read under this name in memory, if there is one."""
+    for layer in adapter_layers(model):
+        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
+            if slot.shared and slot.place == place:
+                owner: Any = layer._modules[slot.name]
+                owner, part = holder_of(owner._modules[name], slot.part) if slot.module else (owner, name)
+                return getattr(owner, part)
+    return None
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
     for slot, parameter in layer.parameters_of(name):
-        holder = layer._modules[slot.name]
-        owner, key = (holder._modules[name], slot.part) if slot.module else (holder, name)  # type: ignore[union-attr]
+        if not slot.saved:
+            continue
+        holder: Any = layer._modules[slot.name]
+        owner, key = holder_of(holder._modules[name], slot.part) if slot.module else (holder, name)
         if parameter.is_meta:
-            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)  # type: ignore[arg-type]
+            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
         inside = f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}"

@@ -14,6 +14,8 @@ from . import combine, inject
 from .config import AdapterConfig
 from .errors import AdapterError, MergeError, listing, warn
 from .layer import AdapterLayer, Owned, WeightError
+from .method import method_of
+from .watch import forget
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -75,6 +77,8 @@ class Tuner(nn.Module):
         inject.inject(self.model, cfg, name, empty=empty, autocast=autocast, state_dict=state_dict)
         self.peft_config[name] = cfg
         self._switches = None
+        for key, shared in inject.trained_together(self.model).items():
+            self._modules[key] = shared
         self._train(name, False)
 
     # what there is
@@ -104,6 +108,15 @@ class Tuner(nn.Module):
     def merged_adapters(self) -> list[str]:
         """The adapters that are merged into the base weights."""
         return list(dict.fromkeys(n for layer in self.layers for n in layer.merged_adapters))
+
+    def after_step(self, step: int) -> None:
+        """Tell the active adapters' methods that a training step's gradients are there, before they are cleared."""
+        for name in self._active:
+            cfg = self.peft_config[name]
+            layers = [layer for layer in self.layers if name in layer.adapters]
+            method_of(cfg).after_step(layers, name, cfg, step)
+
+    update_and_allocate = after_step
 
     def known(self, names: str | Sequence[str] | None) -> list[str]:
         """These names (the active ones for None) as a list. Raises `AdapterError` for one that is no adapter."""
@@ -164,6 +177,7 @@ class Tuner(nn.Module):
             raise MergeError(f"adapter {name!r} is merged; unmerge it before deleting it")
         for layer in self.switches:
             layer.remove(name)
+        forget(self.model, name)
         del self.peft_config[name]
         self._owned.pop(name, None)
         left = [n for n in self._active if n != name] or list(self.peft_config)[:1]

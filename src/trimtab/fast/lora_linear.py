@@ -79,7 +79,7 @@ def guard(site: Site, adapters: Sequence[Adapter]) -> str | None:
         return f"a {site.codec or site.kind} layer"
     if type(site.layer).forward is not nn.Linear.forward and not isinstance(site, Conv1DSite):
         return f"{type(site.layer).__name__} computes in its own way"
-    if other := [a.method.name for a in adapters if not isinstance(a.method, Lora)]:
+    if other := [type(a.method).__name__ for a in adapters if type(a.method) is not Lora]:
         return f"an adapter of {other[0]}"
     if any(a.slots.keys() != {"A", "B"} for a in adapters):
         return "tensors besides A and B (DoRA, bias)"

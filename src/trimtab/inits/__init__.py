@@ -1,5 +1,7 @@
-"""Starts for LoRA, one file each. Importing this package registers them all in `method.STARTS`."""
+"""Starts for LoRA, one file each. Importing this package registers every file in it in `method.STARTS`."""
 
-from . import olora as olora
-from . import orthogonal as orthogonal
-from . import pissa as pissa
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")

@@ -1,7 +1,7 @@
-"""The methods, one file each: configuration, tensors, equation. Importing this package registers them all."""
+"""The methods, one file each: configuration, tensors, equation. Importing this package registers every file in it."""
 
-from . import ia3 as ia3
-from . import loha as loha
-from . import lokr as lokr
-from . import lora as lora
-from . import vera as vera
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")

@@ -1,7 +1,7 @@
 """LoRA: https://arxiv.org/abs/2106.09685
 
 W' = W + s B A, with A (r, in), B (out, r), s = alpha / r (rsLoRA, https://arxiv.org/abs/2312.03732: alpha / sqrt(r)).
-DoRA, learnt magnitudes on top of it, is described in dora.py.
+Its variants (DoRA, ...) are subclasses in files of their own.
 """
 
 import math
@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..config import AdapterConfig, reserved
 from ..errors import ConfigError, listing
 from ..method import STARTS, Adapter, Method, Slot, Start, kaiming, normal, zeros
 from ..sites import Site
-from . import dora
 from .targets import LORA_TARGETS
 
 
@@ -119,8 +117,6 @@ class Lora(Method):
         }
         if cfg.lora_bias:
             slots["B_bias"] = Slot(name="lora_B", part="bias", shape=(site.out,), module=True)
-        if cfg.use_dora:
-            slots["m"] = dora.magnitude(site)
         return slots
 
     def scaling(self, site: Site, cfg: LoraConfig) -> float:
@@ -142,9 +138,6 @@ class Lora(Method):
         start, option = start_of(a.cfg.init_lora_weights)
         if start is not None:
             start(a, option)
-        if a.has("m"):
-            dtype = torch.promote_types(a.site.dtype, torch.float32)
-            dora.start(a, self.updated(a.site.weight().to(dtype), a.to(dtype)))
 
     def update(self, a: Any) -> Tensor:
         """s B A in the layout of the canonical weight."""
@@ -155,13 +148,8 @@ class Lora(Method):
         up = a.B if getattr(a.site, "groups", 1) == 1 else a.site.dense(a.B)
         return a.scale * (up.flatten(1) @ a.A.flatten(1)).view(*up.shape[:1], *a.A.shape[1:])
 
-    def updated(self, w: Tensor, a: Any) -> Tensor:
-        """W + s B A."""
-        return a.site.add(w, self.update(a))
-
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        new = self.updated(w, a)
-        return dora.rescale(new, a) if a.has("m") else new
+        return a.site.add(w, self.update(a))
 
     def bias(self, b: Tensor | None, a: Any) -> Tensor | None:
         if not a.has("B_bias"):
@@ -169,14 +157,9 @@ class Lora(Method):
         extra = a.scale * a.B_bias
         return extra if b is None else b + extra
 
-    def reads_weight(self, cfg: LoraConfig) -> bool:
-        return cfg.use_dora
-
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         down = a.site.op(a.drop(x), a.A)
         update = a.scale * a.site.up(down, a.B)
         if a.has("B_bias"):
             update = update + a.scale * a.B_bias.view(-1, *(1 for _ in a.B.shape[2:]))
-        if not a.has("m"):
-            return y + update
-        return dora.rescale_output(y, update, self.updated(a.site.weight().detach(), a), a)
+        return y + update

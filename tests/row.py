@@ -1,0 +1,124 @@
+"""A row of the table of proof: a configuration of a method on a kind of layer, and how to make rows for all kinds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import peft
+import torch
+from tests import models
+from torch import nn
+
+import trimtab
+
+# Where to find a kind of layer in the model `zoo`.
+SITES: dict[str, dict[str, Any]] = {
+    "Linear": {"target_modules": ["lin0", "lin1"]},
+    "Conv1D": {"target_modules": ["c1"]},
+    "Embedding": {"target_modules": ["emb"]},
+    "Conv1d": {"target_modules": ["conv1"]},
+    "Conv2d": {"target_modules": ["conv2"]},
+    "Conv3d": {"target_modules": ["conv3"]},
+    "grouped": {"target_modules": ["gconv"]},
+    "attention": {"target_modules": ["mha"]},
+    "norm": {"target_modules": ["norm"]},
+    "parameter": {"target_parameters": ["lin0.weight"]},
+    "experts": {"target_parameters": ["experts.up"]},
+}
+USUAL = [name for name in SITES if name != "norm"]
+LINEAR = SITES["Linear"]
+ALL = {"target_modules": ["lin0", "lin1", "c1", "emb", "conv1", "conv2", "conv3"]}
+MERGES = ("merge = forward, unmerge exact", "merge_and_unload, unload")
+ORACLE = ("keys in memory", "files", "reads PEFT's file", "PEFT reads ours")
+PAIR = ("two adapters", "rows", "rows, training")
+NO_WEIGHT = ("forward = op(x, weight(W))", "safe_merge refuses NaN", *MERGES)
+INSIDE = "rows cannot be told apart inside a layer that computes in its own way"
+
+
+@dataclass
+class Row:
+    """A configuration on a model. `without`: columns that do not apply, and why."""
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    model: str = "zoo"
+    oracle: str | None = None  # why PEFT is not asked
+    without: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.name if self.model == "zoo" else f"{self.name} ({self.model})"
+
+    def leaves_out(self, column: str) -> str | None:
+        """Why a column does not apply here, or None."""
+        if self.oracle and column in ORACLE:
+            return self.oracle
+        return self.without.get(column)
+
+    def config(self, library: Any = trimtab) -> Any:
+        classes = trimtab.CONFIGS if library is trimtab else peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+        options = {k: v.copy() if isinstance(v, (dict, list)) else v for k, v in self.options.items()}
+        return classes[self.kind](**options)
+
+    def base(self, **options: Any) -> nn.Module:
+        return models.base(self.model, **options)
+
+    def plain(self) -> nn.Module:
+        """The base as the adapter has it: frozen, which torch computes otherwise; its layers replicated if need be."""
+        base = self.fresh().unload() if "layer_replication" in self.options else self.base()
+        return base.requires_grad_(False)
+
+    def fresh(self, library: Any = trimtab, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        """A new model with the adapter as it starts."""
+        return library.get_peft_model(self.base(dtype=dtype), self.config(library), **options).eval()
+
+    def trained(self, library: Any = trimtab, seed: int = 5, **options: Any) -> Any:
+        """A model whose adapter has moved."""
+        return models.shake(self.fresh(library, **options), seed)
+
+    def batch(self, rows: int = 4) -> dict[str, torch.Tensor]:
+        batch = models.inputs(self.model, rows)
+        return {k: v for k, v in batch.items() if k != "labels"}
+
+    def output(self, model: nn.Module, rows: int = 4, **options: Any) -> torch.Tensor:
+        return models.output(model, self.batch(rows), **options)
+
+
+def declares(kind: str, option: str) -> bool:
+    """Whether a method's file format knows an option."""
+    return option in {f.name for f in fields(trimtab.CONFIGS[kind])}
+
+
+def method(
+    kind: str,
+    options: Mapping[str, Any],
+    refused: str = "",
+    sites: str = "",
+    without: Mapping[str, Mapping[str, str]] | None = None,
+    label: str = "",
+) -> list[Row]:
+    """A row for every kind of layer that a method can stand on.
+
+    `refused`: kinds that PEFT refuses, which a test makes sure of. `sites`: the kinds, where it is not all but "norm".
+    `without`: columns that do not apply, with the reason, by kind of layer; under "" for every kind. A method whose
+    effect is no weight leaves out the columns of merging by itself.
+    """
+    rows = []
+    for site in sites.split() or USUAL:
+        where = SITES[site]
+        if not declares(kind, next(iter(where))):
+            continue
+        leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
+        if site in ("attention", "parameter", "experts", "norm"):
+            leaves |= {"rows": INSIDE, "rows, training": INSIDE}
+        if depends := trimtab.METHODS[kind].depends:
+            leaves |= dict.fromkeys(NO_WEIGHT, f"its effect depends on {depends}")
+        oracle = "PEFT refuses it" if site in refused.split() else None
+        rows.append(Row(f"{label or kind} {site}", kind, dict(options) | where, oracle=oracle, without=leaves))
+    return rows
+
+
+def without(row: Row, why: str, *columns: str, oracle: str | None = None) -> Row:
+    """A row that leaves out these columns too."""
+    return replace(row, without=row.without | dict.fromkeys(columns, why), oracle=oracle)
