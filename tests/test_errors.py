@@ -124,12 +124,14 @@ IMPOSSIBLE = [
     ("zoo", lambda: IA3Config(target_modules=["lin0"]), ConfigError,
      "`feedforward_modules` is unset, and IA3 has no default"),
     (Odd, lambda: lora(target_modules=["norm"]), TargetError,
-     "1 of 1 targets .*norm: a LayerNorm carries no adapter; layers that do: 'Conv1D'"),
+     "1 of 1 targets .*norm: the weight of a norm layer is a vector, and LORA adapts matrices"),
+    (lambda: nn.Sequential(nn.Tanh()), lambda: lora(target_modules=["0"]), TargetError,
+     "1 of 1 targets .*0: a Tanh carries no adapter; layers that do: 'Conv1D'"),
     (Odd, lambda: lora(target_modules=["lin8"]), TargetError,
      "stored as torch.int8 is quantised in a way that no codec"),
     (Odd, lambda: lora(target_modules=["kv"]), TargetError, "its own `kdim` or `vdim` has no joint input projection"),
     (Odd, lambda: lora(target_modules=["norm", "lin", "lin8"]), TargetError,
-     "2 of 3 targets cannot take LORA: norm: .*; lin8: "),
+     "2 of 3 targets cannot take LORA: .*lin8: .*; norm: "),
     (nn.Sequential, lambda: lora(target_modules="all-linear"), NoMatch, "no linear layer besides its head"),
 ]  # fmt: skip
 

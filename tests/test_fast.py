@@ -156,7 +156,7 @@ def test_a_scale_changed_in_use_acts():
 
 # what forbids the fused path, as far as it can be told beforehand: (options, reason)
 REASONS = {
-    "DoRA": ({"use_dora": True}, "tensors besides A and B"),
+    "DoRA": ({"use_dora": True}, "an adapter of Dora"),
     "bias after B": ({"lora_bias": True}, "tensors besides A and B"),
     "several with dropout": ({"lora_dropout": 0.1, "adapters": 2}, "several adapters with dropout"),
 }

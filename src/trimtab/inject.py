@@ -150,6 +150,10 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
         method.prepare(cfg, {m.path: m.site for m in mounts})
     for mount in mounts:
         with noting(wrong, mount.place.name):
+            if len(mount.site.shape) < 2 and not method.vectors:
+                raise TargetError(
+                    f"the weight of a {mount.site.kind} layer is a vector, and {cfg.kind} adapts matrices"
+                )
             mount.cfg = cfg.at(mount.path)
             mount.slots = method.slots(mount.site, mount.cfg)
             if method.depends and not method.direct(mount.site, mount.cfg):

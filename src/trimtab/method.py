@@ -196,6 +196,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    vectors: ClassVar[bool] = False
+    """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments of its own that a call of the model may have; `before` takes them out."""
     variants: ClassVar[list["Method"]]
