@@ -152,7 +152,9 @@ class Adapter:
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training, as its configuration says."""
-        return getattr(self.layer, self.method.dropout)[self.name](x) if self.method.dropout else x
+        if not self.method.dropout or not x.is_floating_point():  # indices of an embedding are not to be dropped
+            return x
+        return getattr(self.layer, self.method.dropout)[self.name](x)
 
 
 class Start:
