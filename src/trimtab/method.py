@@ -233,6 +233,10 @@ class Method:
         """The bias that the adapter turns `b` into."""
         return b
 
+    def both(self, w: Tensor, b: Tensor | None, a: Any) -> tuple[Tensor, Tensor | None]:
+        """`weight` and `bias`, for a bias that depends on the weight that comes in."""
+        return self.weight(w, a), self.bias(b, a)
+
     input: Callable[..., Tensor] | None = None
     """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
     output: Callable[..., Tensor] | None = None
