@@ -31,10 +31,12 @@ from .auto import (
     AutoPeftModelForTokenClassification,
 )
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
+from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
     AdapterError,
     AdapterFileError,
     ConfigError,
+    ConversionError,
     MergeError,
     NoMatchingPeftModuleError,
     TargetError,
@@ -88,6 +90,8 @@ __all__ = [
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
     "ConfigError",
+    "Conversion",
+    "ConversionError",
     "IA3Config",
     "LoHaConfig",
     "LoKrConfig",
@@ -126,6 +130,7 @@ __all__ = [
     "TrimtabWarning",
     "VeraConfig",
     "__version__",
+    "convert_to_lora",
     "explain",
     "fast_mode",
     "get_layer_status",
@@ -136,5 +141,6 @@ __all__ = [
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "save_as_lora",
     "set_peft_model_state_dict",
 ]
