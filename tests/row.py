@@ -45,6 +45,7 @@ class Row:
     model: str = "zoo"
     oracle: str | None = None  # why PEFT is not asked
     without: dict[str, str] = field(default_factory=dict)
+    call: dict[str, torch.Tensor] = field(default_factory=dict)  # arguments of the method's own, by row of the batch
 
     @property
     def label(self) -> str:
@@ -81,7 +82,11 @@ class Row:
         batch = models.inputs(self.model, rows)
         return {k: v for k, v in batch.items() if k != "labels"}
 
-    def output(self, model: nn.Module, rows: int = 4, **options: Any) -> torch.Tensor:
+    def output(self, model: Any, rows: int = 4, **options: Any) -> torch.Tensor:
+        adapted = isinstance(model, (trimtab.PeftModel, peft.PeftModel))
+        if self.call and adapted:
+            options |= {k: v[:rows] for k, v in self.call.items()}
+            model = model.base_model if isinstance(model, peft.PeftModel) else model
         return models.output(model, self.batch(rows), **options)
 
 
@@ -97,6 +102,7 @@ def method(
     sites: str = "",
     without: Mapping[str, Mapping[str, str]] | None = None,
     label: str = "",
+    call: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Row]:
     """A row for every kind of layer that a method can stand on.
 
@@ -115,7 +121,16 @@ def method(
         if depends := trimtab.METHODS[kind].depends:
             leaves |= dict.fromkeys(NO_WEIGHT, f"its effect depends on {depends}")
         oracle = "PEFT refuses it" if site in refused.split() else None
-        rows.append(Row(f"{label or kind} {site}", kind, dict(options) | where, oracle=oracle, without=leaves))
+        rows.append(
+            Row(
+                f"{label or kind} {site}",
+                kind,
+                dict(options) | where,
+                oracle=oracle,
+                without=leaves,
+                call=dict(call or {}),
+            )
+        )
     return rows
 
 

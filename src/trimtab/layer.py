@@ -292,7 +292,11 @@ class AdapterLayer(LayerFace, nn.Module):
             return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
         order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
         parts = x.index_select(0, order).split([len(g) for g in groups.values()])
-        done = [self._run(self.plan(key), part, *args, **kwargs) for key, part in zip(groups, parts, strict=True)]
+        done = []
+        for (names, group), part in zip(groups.items(), parts, strict=True):
+            self.router.index = torch.tensor(group[::repeat]) // repeat
+            done.append(self._run(self.plan(names), part, *args, **kwargs))
+        self.router.index = None
         return torch.cat(done).index_select(0, order.argsort())
 
     # merge

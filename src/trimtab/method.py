@@ -143,6 +143,11 @@ class Adapter:
         """What `Method.before` found out about the model's call in flight."""
         return self.layer.router.calls.get(self.name, {})
 
+    def rows(self, values: Tensor) -> Tensor:
+        """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
+        index = self.layer.router.index
+        return values if index is None else values[index.to(values.device)]
+
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
         other = Adapter(self.name, self.method, self.cfg, self.site, self.slots, self.layer)
@@ -199,7 +204,7 @@ class Method:
     vectors: ClassVar[bool] = False
     """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments of its own that a call of the model may have; `before` takes them out."""
+    """Arguments of its own that a call of the model may have; the model itself does not see them."""
     variants: ClassVar[list["Method"]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -278,12 +283,12 @@ class Method:
         """
 
     # around a call of the model
-    def before(self, model: nn.Module, name: str, cfg: Any, kwargs: dict[str, Any]) -> Mapping[str, Any]:
-        """What the layers have to know of a call of the base model, for `a.call`; takes `arguments` out of `kwargs`.
+    def before(self, model: nn.Module, name: str, cfg: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the layers have to know of a call of the base model, for `a.call`: here, its `arguments`.
 
         Called before each forward in which adapter `name` acts, each step of a generation too.
         """
-        return {k: kwargs.pop(k) for k in self.arguments if k in kwargs}
+        return {k: kwargs[k] for k in self.arguments if kwargs.get(k) is not None}
 
     def after(self, model: nn.Module, name: str, cfg: Any, output: Any) -> Any:
         """The model's output, after a forward in which adapter `name` acts; a term may be added to its loss."""
