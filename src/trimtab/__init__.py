@@ -45,6 +45,7 @@ from .errors import (
 )
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
+from .methods.arrow import ArrowConfig, create_arrow_model
 from .methods.ia3 import IA3Config
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
@@ -83,6 +84,7 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "AdapterLayer",
+    "ArrowConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -133,6 +135,7 @@ __all__ = [
     "VeraConfig",
     "__version__",
     "convert_to_lora",
+    "create_arrow_model",
     "explain",
     "fast_mode",
     "get_layer_status",

@@ -61,7 +61,7 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     qalora_group_size: int = 16
     monteclora_config: dict[str, Any] | None = reserved(None)
     use_bdlora: dict[str, Any] | None = reserved(None)
-    arrow_config: dict[str, Any] | None = reserved(None)
+    arrow_config: Any = None  # mix other adapters for each token: an ArrowConfig, or its fields
     kasa_config: dict[str, Any] | None = reserved(None)
     ensure_weight_tying: bool = reserved(False)
 
