@@ -55,6 +55,7 @@ from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
 from .methods.vera import VeraConfig
+from .methods.xlora import XLoraConfig
 from .model import PeftModel
 from .prompt import PromptLearningConfig
 from .route import fast_mode
@@ -133,6 +134,7 @@ __all__ = [
     "TrimtabError",
     "TrimtabWarning",
     "VeraConfig",
+    "XLoraConfig",
     "__version__",
     "convert_to_lora",
     "create_arrow_model",

@@ -16,7 +16,7 @@ from . import match
 from .config import AdapterConfig
 from .errors import AdapterError, ConfigError, TargetError, TrimtabError, listing
 from .held import Shared
-from .layer import AdapterLayer
+from .layer import AdapterLayer, seeded
 from .match import Place
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
@@ -271,8 +271,12 @@ def make_shared(model: nn.Module, request: Request, mounts: Sequence[Mount]) -> 
     held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
     device, dtype = mounts[0].site.device, mounts[0].site.dtype
     half = dtype in (torch.bfloat16, torch.float16)
-    for place, start in request.method.shared({k: s.shape for k, s in slots.items()}, request.cfg).items():
-        slot = slots[place]
+    starts = request.method.shared({k: s.shape for k, s in slots.items()}, request.cfg)
+    for place, slot in slots.items():
+        start = starts.get(place)
+        if start is None:
+            start = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+            slot.init(start, seeded(request.name, place))
         start = start.to(device if device.type != "meta" else "cpu", slot.dtype or dtype)  # rounded first, as in files
         start = start.float() if half and request.autocast and slot.dtype is None else start
         part = slot.part if slot.module else ""

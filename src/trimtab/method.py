@@ -262,7 +262,7 @@ class Method:
         raise NotImplementedError
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of the shared slots, by slot name, given each one's largest shape in the model."""
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
     def shared_keys(self, cfg: Any) -> dict[str, str]:
@@ -274,6 +274,17 @@ class Method:
 
     def derive(self, a: Adapter) -> None:
         """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+
+    def companions(self, cfg: Any) -> dict[str, str]:
+        """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.
+
+        The adapter then stands on the layers that any of them is on.
+        """
+        return {}
+
+    def trained_along(self, cfg: Any) -> Sequence[str]:
+        """The names of companions that are trained when the adapter is."""
+        return ()
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.

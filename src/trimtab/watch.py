@@ -39,7 +39,7 @@ class Watch:
         """Forward pre-hook: ask each method about the call."""
         if self.inside:  # a method that runs the model to find out
             return None
-        self.inside = True
+        self.inside, self.router.calls = True, {}
         kwargs = self.router.given | kwargs
         try:
             self.router.calls = {n: m.before(model, n, cfg, kwargs) for n, m, cfg in self.acting()}
