@@ -30,11 +30,13 @@ from .auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
+from .base_state import get_base_model_state_dict, set_base_model_state_dict
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
 from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
     AdapterError,
     AdapterFileError,
+    BaseStateError,
     ConfigError,
     ConversionError,
     MergeError,
@@ -93,6 +95,7 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BaseStateError",
     "ConfigError",
     "Conversion",
     "ConversionError",
@@ -140,6 +143,7 @@ __all__ = [
     "create_arrow_model",
     "explain",
     "fast_mode",
+    "get_base_model_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
@@ -149,5 +153,6 @@ __all__ = [
     "load_peft_weights",
     "prepare_model_for_kbit_training",
     "save_as_lora",
+    "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

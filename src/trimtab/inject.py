@@ -376,6 +376,13 @@ def replace(model: nn.Module, merge: bool) -> None:
                 child = parent._modules[key] = _inner(child, merge)
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The base model's own module that stands under any wrappers."""
+    while isinstance(module, (AdapterLayer, Wrapper)):
+        module = _inner(module, merge=False)
+    return module
+
+
 def _inner(wrapper: nn.Module, merge: bool) -> nn.Module:
     if isinstance(wrapper, ModulesToSaveWrapper):
         return wrapper.acting() if merge else wrapper.original_module
