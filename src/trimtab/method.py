@@ -89,6 +89,9 @@ class Slot:
 class Adapter:
     """One adapter bound to one layer: `a.A`, `a.B`, ... are its tensors, beside `a.cfg`, `a.site` and `a.scale`."""
 
+    follows: ClassVar[bool] = False
+    """Whether its tensors are another adapter's."""
+
     def __init__(self, name: str, method: "Method", cfg: Any, site: Site, slots: dict[str, Slot], layer: Any) -> None:
         self.name, self.method, self.cfg, self.site, self.slots, self.layer = name, method, cfg, site, slots, layer
         self._cast: dict[str, Tensor] | None = None
@@ -198,6 +201,8 @@ class Method:
     """Default targets by architecture, where a user names none."""
     product: ClassVar[tuple[str, str] | tuple[()]] = ()
     """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+    transposed: ClassVar[Mapping[str, str]] = {}
+    """For each slot, the one whose transposed tensor makes the same update of the transposed weight."""
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""

@@ -117,8 +117,7 @@ class PeftModel(AdapterFolders, nn.Module):
         if len(self._configs) == 1:
             self.base_model.requires_grad_(False)
         router = inject.router_of(self.base_model)
-        for place in heads:
-            inject.put_module_to_save(place, name, router)
+        inject.put_modules_to_save(heads, name, router)
 
     # what there is
     @property

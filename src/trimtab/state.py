@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
 from .held import holder_of
-from .inject import adapter_layers, biases
+from .inject import biases
 from .layer import AdapterLayer
-from .match import ends_with, modules
+from .match import adapter_layers, ends_with, modules
 from .method import method_of
 from .wrappers import ModulesToSaveWrapper
 
@@ -44,6 +44,10 @@ class Entry:
     path: str
     tensor: Tensor
     put: Callable[[Tensor], None]
+
+
+def _held_elsewhere(value: Tensor) -> None:
+    """Nothing to do: the tensor is another's, which the file holds too."""
 
 
 def _copy_into(held: Tensor) -> Callable[[Tensor], None]:
@@ -93,6 +97,10 @@ def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
+    if name in layer.adapters and (a := layer.adapters[name]).follows:
+        yield from (
+            (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere)) for key, slot in a.slots.items()
+        )
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue

@@ -15,6 +15,7 @@ from .config import AdapterConfig
 from .errors import AdapterError, MergeError, listing, warn
 from .layer import AdapterLayer, Owned, WeightError
 from .method import method_of
+from .shared import trained_together
 from .watch import forget
 from .wrappers import ModulesToSaveWrapper
 
@@ -79,7 +80,7 @@ class Tuner(nn.Module):
         inject.inject(self.model, cfg, name, empty=empty, autocast=autocast, state_dict=state_dict)
         self.peft_config[name] = cfg
         self._switches = None
-        for key, shared in inject.trained_together(self.model).items():
+        for key, shared in trained_together(self.model).items():
             self._modules[key] = shared
         self._train(name, False)
 
