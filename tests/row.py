@@ -62,7 +62,9 @@ class Row:
         if column in NO_WEIGHT and (depends := method_of(self.config()).depends):
             return f"its effect depends on {depends}"
         if column == "compile, two adapters":
-            return self.without.get("compile(fullgraph)") or self.without.get("two adapters") or self.without.get(column)
+            return (
+                self.without.get("compile(fullgraph)") or self.without.get("two adapters") or self.without.get(column)
+            )
         return self.without.get(column)
 
     def config(self, library: Any = trimtab) -> Any:

@@ -17,6 +17,7 @@ from .errors import AdapterError, listing
 from .fingerprint import Fingerprint, fingerprint
 from .folders import TASKS, AdapterFolders, remembered
 from .method import method_of
+from .resize import resize_token_embeddings
 from .tuner import Tuner
 
 ON_CREATE: list[Callable[[], None]] = []
@@ -60,6 +61,7 @@ class PeftModel(AdapterFolders, nn.Module):
         self.fingerprint: Fingerprint = fingerprint(model)
         checkpointed = getattr(model, "is_gradient_checkpointing", False)
         self.prompts_enabled = True
+        self.vocabulary_resized = False
         self._describe(model, peft_config)
         self.base_model: Any
         if peft_config.is_prompt_learning:
@@ -240,6 +242,10 @@ class PeftModel(AdapterFolders, nn.Module):
             yield
         finally:
             router.rows = before
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
+        """Resize the base's embeddings and what stands on them; see `trimtab.resize`."""
+        return resize_token_embeddings(self, new_num_tokens, **kwargs)
 
     # switch
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
