@@ -269,7 +269,7 @@ class AdapterLayer(LayerFace, nn.Module):
     def _composed(self, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
         w, b = self.site.weight(), self.site.bias
         for a in adapters:
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
@@ -316,7 +316,7 @@ class AdapterLayer(LayerFace, nn.Module):
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
         for name in names:
             a = self.adapters[name].to(dtype)
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
     def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:

@@ -160,7 +160,9 @@ class Adapter:
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training, as its configuration says."""
-        return getattr(self.layer, self.method.dropout)[self.name](x) if self.method.dropout else x
+        if not self.method.dropout or not x.is_floating_point():  # indices of an embedding are not to be dropped
+            return x
+        return getattr(self.layer, self.method.dropout)[self.name](x)
 
 
 class Start:
@@ -240,6 +242,10 @@ class Method:
     def bias(self, b: Tensor | None, a: Any) -> Tensor | None:
         """The bias that the adapter turns `b` into."""
         return b
+
+    def both(self, w: Tensor, b: Tensor | None, a: Any) -> tuple[Tensor, Tensor | None]:
+        """`weight` and `bias`, for a bias that depends on the weight that comes in."""
+        return self.weight(w, a), self.bias(b, a)
 
     input: Callable[..., Tensor] | None = None
     """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
