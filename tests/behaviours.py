@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.models import shake
-from tests.row import Row
+from tests.row import QUANTISED, Row
 from torch import Tensor, nn
 
 import trimtab
@@ -42,6 +43,11 @@ def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    """The state to the bit, NaN included."""
+    return {k: v.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for k, v in model.state_dict().items()}
 
 
 def same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
@@ -158,12 +164,11 @@ def safe(row: Row, folder: Path) -> None:
     layer = adapter_layers(model)[-1]
     _, victim = next(iter(layer.parameters_of("default")))
     victim.view(-1)[0] = float("nan")
-    before = {k: v.nan_to_num(7e7) for k, v in state(model).items()}
+    before = bits(model)
     for act, safe_merge in product((model.merge_adapter, model.merge_and_unload), (True, False)):
         with pytest.raises(trimtab.MergeError, match=f"nothing was changed: .*{re.escape(layer.path)}"):
             act(safe_merge=safe_merge)
-        after = {k: v.nan_to_num(7e7) for k, v in model.state_dict().items()}
-        assert all(torch.equal(before[k], after[k]) for k in before)
+        assert bits(model) == before
         assert not any(m.merged_adapters for m in adapter_layers(model))
 
 
@@ -180,6 +185,29 @@ def unload(row: Row, folder: Path) -> None:
     assert plain.state_dict().keys() == base.state_dict().keys()
     if not row.leaves_out("disable = base"):
         same_state(plain, base.state_dict())
+
+
+@column(QUANTISED)
+def merge_quantised(row: Row, folder: Path) -> None:
+    model = row.trained()
+    before, y = state(model), row.output(model)
+    held = {layer.path: layer.merged_weight(["default"])[0] for layer in adapter_layers(model)}
+    twin = copy.deepcopy(model)
+    report = model.merge_adapter()
+    for layer, error in zip(adapter_layers(model), report.layers, strict=True):
+        assert error.codec == layer.site.codec
+        assert error.largest == float((layer.site.weight() - held[layer.path]).abs().max()) > 0
+    assert f"quantised again ({report.layers[0].codec})" in str(report)
+    model.unmerge_adapter()
+    same_state(model, before)
+    same(row.output(model), y, **EXACT)
+    plain, base = twin.merge_and_unload(dequantize=True), replace(row, codec="").base()
+    assert "quantised" not in str(twin.merge_report)
+    for path in held:
+        assert type(plain.get_submodule(path)) is type(base.get_submodule(path))
+        assert plain.get_submodule(path).state_dict().keys() == base.get_submodule(path).state_dict().keys()
+    same(row.output(plain), y)
+    same_state(model.unload(), row.base().state_dict())
 
 
 @column("disable = base")
