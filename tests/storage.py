@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from trimtab.codecs import FP8, NF4, Int8, quantize_
@@ -36,6 +37,15 @@ def eight_bit(layer: Any) -> nn.Module:
     return made
 
 
+def torchao(model: nn.Module, config: str) -> None:
+    from torchao import quantization as ao
+    from torchao.quantization.granularity import PerGroup
+
+    # Int4WeightOnlyConfig needs a GPU.
+    options = {"weight_dtype": torch.int4, "granularity": PerGroup(32)} if config.startswith("Intx") else {}
+    ao.quantize_(model, getattr(ao, config)(**options), lambda module, path: path in ("lin0", "lin1"))
+
+
 STORAGE: dict[str, Callable[[nn.Module], object]] = {
     "nf4": lambda model: quantize_(model, NF4(), LAYERS),
     "int8": lambda model: quantize_(model, Int8(), LAYERS),
@@ -44,6 +54,10 @@ STORAGE: dict[str, Callable[[nn.Module], object]] = {
 if find_spec("bitsandbytes"):
     STORAGE["bitsandbytes 4-bit"] = lambda model: replaced(model, four_bit, "lin0", "lin1")
     STORAGE["bitsandbytes 8-bit"] = lambda model: replaced(model, eight_bit, "lin0")
+if find_spec("torchao"):
+    STORAGE["torchao int8"] = lambda model: torchao(model, "Int8WeightOnlyConfig")
+    STORAGE["torchao int4"] = lambda model: torchao(model, "IntxWeightOnlyConfig")
+    STORAGE["torchao float8"] = lambda model: torchao(model, "Float8WeightOnlyConfig")
 
 
 def store(model: nn.Module, name: str) -> nn.Module:

@@ -184,7 +184,7 @@ class EmbeddingSite(Site):
     """`nn.Embedding`, stored (num, dim), read as a linear layer from one-hot rows: out = dim, in = num."""
 
     kind = "embedding"
-    layers = ("torch.nn.modules.sparse.Embedding",)
+    layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
         return self.layer.weight.T

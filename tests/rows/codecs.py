@@ -44,6 +44,8 @@ OWN = [
 ]
 ROWS = [
     *OWN,
+    *(r for kind in ("int8", "int4", "float8") for r in on(f"torchao {kind}", "LoRA DoRA IA3", "lin0 lin1")),
+    *on("torchao int8", "LoHa", "lin0 lin1", NOT_THERE),
     *on("bitsandbytes 4-bit", "LoRA DoRA IA3", "lin0 lin1", without=STATE),
     *on("bitsandbytes 4-bit", "LoHa", "lin0 lin1", NOT_THERE, STATE),
     *on("bitsandbytes 8-bit", "LoRA DoRA IA3", "lin0", without=STATE | LLM_INT8),

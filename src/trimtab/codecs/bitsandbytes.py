@@ -4,7 +4,7 @@ A layer that is not quantised yet (that happens when it is moved to its device) 
 quantised later.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +112,15 @@ class EightBitSite(CodecSite):
 class EmbeddingOf(EmbeddingSite):
     """What both embeddings have in common: they store (num, dim)."""
 
-    layers = ()
+    layers: ClassVar[tuple[str, ...]] = ()
 
     def size(self) -> tuple[int, ...]:
         return self.layer.embedding_dim, self.layer.num_embeddings
 
     def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
-        table = nn.Parameter(w.T.detach().to(self.dtype).contiguous(), requires_grad=False)
-        return nn.Embedding(*table.shape, self.layer.padding_idx, _weight=table, _freeze=True).train(
-            self.layer.training
-        )
+        table = w.T.detach().to(self.dtype).contiguous()
+        made = nn.Embedding.from_pretrained(table, padding_idx=self.layer.padding_idx)
+        return made.train(self.layer.training)
 
 
 class FourBitEmbeddingSite(EmbeddingOf, FourBitSite):
