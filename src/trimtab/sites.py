@@ -18,7 +18,7 @@ Snapshot = dict[str, Tensor]
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 SITES: dict[str, type["Site"]] = {}
-"""Site by the qualified or bare class name of the layer; looked up along the layer's class hierarchy."""
+"""Site by the qualified class name of the layer, or of its weight where the storage is a class of tensors."""
 
 
 class Site:
@@ -28,8 +28,10 @@ class Site:
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.linear.Linear",)
     pointwise: ClassVar[bool] = True
     """Whether `op` reads its first argument only, so that an adapter may act on input and output instead of on `W`."""
-    codec: ClassVar[str] = ""
+    codec: str = ""
     """The storage of the weight; "" for plain tensors."""
+    refusal: str = ""
+    """Why no weight can be written, where the storage does not allow it; to stand after "because"."""
     gain: ClassVar[float] = 1.0
     """A factor on the scale of additive updates at this kind of site."""
 
@@ -42,8 +44,12 @@ class Site:
         self.layer: Any = layer
         self.parameter = parameter
         self.tied = False
-        self.shape = tuple(self.weight().shape)
+        self.shape = self.size()
         self.measure()
+
+    def size(self) -> tuple[int, ...]:
+        """The canonical weight's shape."""
+        return tuple(self.weight().shape)
 
     def measure(self) -> None:
         """Find the sizes of output and input, `out` and `inp`, from the shape."""
@@ -96,6 +102,11 @@ class Site:
     def stored(self, w: Tensor) -> Tensor:
         """A canonical tensor in the layout of the layer."""
         return w
+
+    def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
+        """A layer that holds a canonical weight, and a bias, as ordinary tensors, to stand in this one's place."""
+        self.write(w, b)
+        return self.layer
 
     def _set(self, key: str, value: Tensor) -> None:
         old = getattr(self.layer, key)
@@ -173,7 +184,7 @@ class EmbeddingSite(Site):
     """`nn.Embedding`, stored (num, dim), read as a linear layer from one-hot rows: out = dim, in = num."""
 
     kind = "embedding"
-    layers = ("torch.nn.modules.sparse.Embedding",)
+    layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
         return self.layer.weight.T
@@ -185,9 +196,14 @@ class EmbeddingSite(Site):
         return self.scaled(F.embedding(x, w.T, getattr(self.layer, "padding_idx", None)))
 
     def scaled(self, y: Tensor) -> Tensor:
-        """Looked-up rows as the layer returns them: some architectures (Gemma) multiply inside the embedding."""
-        scale = getattr(self.layer, "embed_scale", None)
-        return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+        """Looked-up rows as the layer returns them."""
+        return scaled(self.layer, y)
+
+
+def scaled(embedding: nn.Module, y: Tensor) -> Tensor:
+    """Looked-up rows as an embedding returns them: some architectures (Gemma) multiply inside it."""
+    scale: Any = getattr(embedding, "embed_scale", None)
+    return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class ConvSite(Site):
@@ -319,6 +335,8 @@ class ParameterSite(FunctionalSite):
         self.local = parameter
         while hasattr(self.owner, "base_layer"):
             self.owner = self.owner.base_layer
+        if is_quantized(self.owner):
+            raise TargetError(f"parameter {parameter!r} is quantised; name its layer in `target_modules` instead")
         path = "base_layer." * _depth(layer) + parameter
         super().__init__(layer, path)
         if len(self.shape) not in (2, 3):
@@ -348,12 +366,19 @@ def _depth(layer: Any) -> int:
 
 
 def site_type(layer: nn.Module) -> type[Site] | None:
-    """The registered site for a layer, found along its class hierarchy, or None."""
-    for cls in type(layer).__mro__:
+    """The registered site for a layer, found along the class hierarchy of its weight or its own, or None."""
+    weight = type(layer._parameters.get("weight"))
+    for cls in (*(weight.__mro__ if weight is not nn.Parameter else ()), *type(layer).__mro__):
         if site := SITES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return site
     # Every architecture of Transformers has a class of its own for the same normalisation.
     return NormSite if type(layer).__name__.endswith("Norm") and "weight" in layer._parameters else None
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is stored in a codec."""
+    site = site_type(layer)
+    return site is not None and bool(site.codec)
 
 
 def site_of(layer: nn.Module) -> Site:
