@@ -271,8 +271,8 @@ def training_rows(row: Row, folder: Path) -> None:
 # numbers
 def number_formats(model: nn.Module) -> set[torch.dtype]:
     """Those of the adapter's tensors that have none of their own."""
-    slots = [pair for layer in adapter_layers(model) for pair in layer.parameters_of("default")]
-    return {p.dtype for slot, p in slots if slot.dtype is None}
+    own = [held[key] for layer in adapter_layers(model) for held, key, _ in layer.owned("default")]
+    return {p.dtype for p in own if p.is_floating_point()}
 
 
 @column("bf16 base, autocast")

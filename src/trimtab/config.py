@@ -198,6 +198,7 @@ class AdapterConfig(PeftConfig):
     target_parameters: ClassVar[Any] = None
     trainable_token_indices: ClassVar[Any] = None
     layer_replication: ClassVar[Any] = None
+    ensure_weight_tying: ClassVar[bool] = False
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"
     alpha_field: ClassVar[str] = "alpha"

@@ -49,6 +49,11 @@ def modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 stack.append((f"{path}.{key}" if path else key, child))
 
 
+def adapter_layers(model: nn.Module) -> Iterator[AdapterLayer]:
+    """The adapter layers of a model, those of token rows included."""
+    return (m for _, m in modules(model) if isinstance(m, AdapterLayer))
+
+
 def walk(root: nn.Module, name: str = "") -> Iterator[Place]:
     """Every module of the base model below `root`, also those inside adapter layers, never the adapters' own."""
     for key, child in root._modules.items():

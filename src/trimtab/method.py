@@ -89,6 +89,9 @@ class Slot:
 class Adapter:
     """One adapter bound to one layer: `a.A`, `a.B`, ... are its tensors, beside `a.cfg`, `a.site` and `a.scale`."""
 
+    follows: ClassVar[bool] = False
+    """Whether its tensors are another adapter's."""
+
     def __init__(self, name: str, method: "Method", cfg: Any, site: Site, slots: dict[str, Slot], layer: Any) -> None:
         self.name, self.method, self.cfg, self.site, self.slots, self.layer = name, method, cfg, site, slots, layer
         self._cast: dict[str, Tensor] | None = None
@@ -198,6 +201,8 @@ class Method:
     """Default targets by architecture, where a user names none."""
     product: ClassVar[tuple[str, str] | tuple[()]] = ()
     """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+    transposed: ClassVar[Mapping[str, str]] = {}
+    """For each slot, the one whose transposed tensor makes the same update of the transposed weight."""
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
@@ -262,7 +267,7 @@ class Method:
         raise NotImplementedError
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of the shared slots, by slot name, given each one's largest shape in the model."""
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
     def shared_keys(self, cfg: Any) -> dict[str, str]:
@@ -278,6 +283,17 @@ class Method:
 
     def derive(self, a: Adapter) -> None:
         """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+
+    def companions(self, cfg: Any) -> dict[str, str]:
+        """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.
+
+        The adapter then stands on the layers that any of them is on.
+        """
+        return {}
+
+    def trained_along(self, cfg: Any) -> Sequence[str]:
+        """The names of companions that are trained when the adapter is."""
+        return ()
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -64,7 +65,10 @@ def write_adapter(folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerp
     first = {
         t.data_ptr(): k for k, t in reversed(list(tensors.items()))
     }  # tied tensors are written once each, as in PEFT
-    apart = {k: t.contiguous() if first[t.data_ptr()] == k else t.clone() for k, t in tensors.items()}
+    apart = {
+        k: t.contiguous() if first[t.data_ptr()] == k else t.clone(memory_format=torch.contiguous_format)
+        for k, t in tensors.items()
+    }
     write_tensors(folder / state.WEIGHTS_NAME, apart, metadata)
     saved_mode, cfg.inference_mode = cfg.inference_mode, True
     try:

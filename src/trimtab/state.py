@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
 from .held import holder_of
-from .inject import adapter_layers, biases
+from .inject import biases
 from .layer import AdapterLayer
-from .match import ends_with, modules
+from .match import adapter_layers, ends_with, modules
 from .method import method_of
 from .wrappers import ModulesToSaveWrapper
 
@@ -48,6 +48,10 @@ class Entry:
     tensor: Tensor
     put: Callable[[Tensor], None]
     part: Callable[[Tensor], Tensor] = torch.Tensor.detach
+
+
+def _held_elsewhere(value: Tensor) -> None:
+    """Nothing to do: the tensor is another's, which the file holds too."""
 
 
 def _copy_into(held: Tensor) -> Callable[[Tensor], None]:
@@ -110,10 +114,14 @@ def _part(path: str, held: Tensor, axis: int, index: Tensor) -> Entry:
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
-    parts = {}
-    if name in layer.adapters:
-        a = layer.adapters[name]
+    parts: dict[str, tuple[int, Tensor]] = {}
+    if (a := layer.adapters.get(name)) is not None:
         parts = {a.slots[k].place: v for k, v in a.method.in_file(a).items()}
+        if a.follows:
+            yield from (
+                (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
+                for key, slot in a.slots.items()
+            )
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue

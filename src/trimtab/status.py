@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from .errors import AdapterError
-from .inject import adapter_layers, switches
+from .inject import switches
 from .layer import AdapterLayer
+from .match import adapter_layers
 from .model import PeftModel
 from .tuner import Tuner
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, warn
-from ..inject import adapter_layers
+from ..match import adapter_layers
 from ..method import Adapter, Method, Slot, constant, normal, zeros
 from ..sites import Site
 from .lora import Lora, LoraConfig

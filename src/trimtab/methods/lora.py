@@ -63,7 +63,7 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     use_bdlora: dict[str, Any] | None = reserved(None)
     arrow_config: Any = None  # mix other adapters for each token: an ArrowConfig, or its fields
     kasa_config: dict[str, Any] | None = reserved(None)
-    ensure_weight_tying: bool = reserved(False)
+    ensure_weight_tying: bool = False  # type: ignore[misc]  # adapters of tied layers are one too
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
@@ -96,6 +96,7 @@ class Lora(Method):
 
     name, prefix, dropout, defaults = "LORA", "lora_", "lora_dropout", LORA_TARGETS
     product = ("A", "B")
+    transposed: ClassVar = {"A": "B", "B": "A"}
 
     def slots(self, site: Site, cfg: LoraConfig) -> dict[str, Slot]:
         embedding, kernel = site.kind == "embedding", site.shape[2:] if site.kind == "conv" else ()
