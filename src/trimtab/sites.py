@@ -263,6 +263,7 @@ class NormSite(FunctionalSite):
     """A normalisation: its weight (features,) scales what it returns, its bias (features,) shifts it."""
 
     kind = "norm"
+    pointwise = True
     layers = tuple(f"torch.nn.modules.normalization.{n}" for n in ("LayerNorm", "RMSNorm", "GroupNorm"))
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
