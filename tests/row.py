@@ -132,7 +132,7 @@ def method(
         if not declares(kind, next(iter(where))):
             continue
         leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
-        if site in ("attention", "parameter", "experts", "norm"):
+        if site in ("attention", "parameter", "experts"):
             leaves |= {"rows": INSIDE, "rows, training": INSIDE}
         oracle = "PEFT refuses it" if site in refused.split() else None
         rows.append(

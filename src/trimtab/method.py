@@ -280,6 +280,10 @@ class Method:
         """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
         return {}
 
+    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
+        """Of the slots that a file holds in part only: the axis, and the indices along it that are in the file."""
+        return {}
+
     def start(self, a: Adapter) -> None:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 

@@ -48,7 +48,7 @@ def save_adapter(
     else:
         wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
-    if empty := [k for k, t in tensors.items() if t.is_meta or t.numel() == 0]:
+    if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )

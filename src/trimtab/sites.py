@@ -32,6 +32,8 @@ class Site:
     """The storage of the weight; "" for plain tensors."""
     refusal: str = ""
     """Why no weight can be written, where the storage does not allow it; to stand after "because"."""
+    biased: ClassVar[str] = "bias"
+    """The name of the bias in the layer, where it has one."""
     gain: ClassVar[float] = 1.0
     """A factor on the scale of additive updates at this kind of site."""
 
@@ -63,7 +65,7 @@ class Site:
     @property
     def bias(self) -> Tensor | None:
         """The bias (out,), if the layer has one."""
-        return getattr(self.layer, "bias", None)
+        return getattr(self.layer, self.biased, None)
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +79,7 @@ class Site:
 
     def owned(self) -> dict[str, Tensor]:
         """The stored tensors that a merge replaces, by their name in the layer."""
-        return {k: v for k in (self.parameter, "bias") if (v := getattr(self.layer, k, None)) is not None}
+        return {k: v for k in (self.parameter, self.biased) if (v := getattr(self.layer, k, None)) is not None}
 
     def snapshot(self) -> Snapshot:
         """The stored tensors as they are; `restore` brings exactly these back, tied parameters included."""
@@ -97,7 +99,7 @@ class Site:
             raise MergeError(f"a weight of shape {tuple(w.shape)} does not fit a layer whose weight is {self.shape}")
         self._set(self.parameter, self.stored(w))
         if b is not None:
-            self._set("bias", b)
+            self._set(self.biased, b)
 
     def stored(self, w: Tensor) -> Tensor:
         """A canonical tensor in the layout of the layer."""
@@ -266,18 +268,18 @@ class FunctionalSite(Site):
     pointwise = False
 
     def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {self.parameter: self.stored(w)}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+        return torch.func.functional_call(self.layer, self.swapped(w, b), (x, *args), kwargs)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        """The parameters to put in, by their path in the layer."""
+        return {self.parameter: self.stored(w)} | ({} if b is None else {self.biased: b})
 
 
 class NormSite(FunctionalSite):
     """A normalisation: its weight (features,) scales what it returns, its bias (features,) shifts it."""
 
     kind = "norm"
+    pointwise = True
     layers = tuple(f"torch.nn.modules.normalization.{n}" for n in ("LayerNorm", "RMSNorm", "GroupNorm"))
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
@@ -288,20 +290,13 @@ class NormSite(FunctionalSite):
     def measure(self) -> None:
         self.out = self.inp = math.prod(self.shape)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"weight": w} | ({} if b is None else {"bias": b})
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
-
 
 class AttentionSite(FunctionalSite):
     """`nn.MultiheadAttention`: the weight is its joint input projection (3 * dim, dim); `out_proj` is its own site."""
 
     kind = "attention"
     layers = ("torch.nn.modules.activation.MultiheadAttention",)
+    biased = "in_proj_bias"
 
     def __init__(self, layer: nn.Module, parameter: str = "in_proj_weight") -> None:
         if layer.in_proj_weight is None:
@@ -311,17 +306,13 @@ class AttentionSite(FunctionalSite):
     def weight(self) -> Tensor:
         return self.layer.in_proj_weight
 
-    def owned(self) -> dict[str, Tensor]:
-        return {"in_proj_weight": self.layer.in_proj_weight}
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"in_proj_weight": w}
-        inner: Any = self.layer.out_proj
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        found, inner = super().swapped(w, b), self.layer.out_proj
         if hasattr(inner, "effective"):
             weight, bias = inner.effective()
-            swapped |= {"out_proj.base_layer.weight": weight}
-            swapped |= {} if bias is None else {"out_proj.base_layer.bias": bias}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+            found |= {"out_proj.base_layer.weight": weight}
+            found |= {} if bias is None else {"out_proj.base_layer.bias": bias}
+        return found
 
 
 class ParameterSite(FunctionalSite):
@@ -346,6 +337,10 @@ class ParameterSite(FunctionalSite):
 
     def weight(self) -> Tensor:
         return getattr(self.owner, self.local)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
 
     def owned(self) -> dict[str, Tensor]:
         return {self.local: self.weight()}
