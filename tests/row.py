@@ -7,9 +7,11 @@ from typing import Any
 import peft
 import torch
 from tests import models
+from tests.storage import store
 from torch import nn
 
 import trimtab
+from trimtab.method import method_of
 
 # Where to find a kind of layer in the model `zoo`.
 SITES: dict[str, dict[str, Any]] = {
@@ -31,13 +33,17 @@ ALL = {"target_modules": ["lin0", "lin1", "c1", "emb", "conv1", "conv2", "conv3"
 MERGES = ("merge = forward, unmerge exact", "merge_and_unload, unload")
 ORACLE = ("keys in memory", "files", "reads PEFT's file", "PEFT reads ours")
 PAIR = ("two adapters", "rows", "rows, training")
-NO_WEIGHT = ("forward = op(x, weight(W))", "safe_merge refuses NaN", *MERGES)
+QUANTISED = "merge, quantised base"
+NO_WEIGHT = ("forward = op(x, weight(W))", "safe_merge refuses NaN", *MERGES, QUANTISED)
 INSIDE = "rows cannot be told apart inside a layer that computes in its own way"
 
 
 @dataclass
 class Row:
-    """A configuration on a model. `without`: columns that do not apply, and why."""
+    """A configuration on a model. `without`: columns that do not apply, and why.
+
+    A method whose effect is no weight leaves out the columns of merging by itself.
+    """
 
     name: str
     kind: str
@@ -45,15 +51,27 @@ class Row:
     model: str = "zoo"
     oracle: str | None = None  # why PEFT is not asked
     without: dict[str, str] = field(default_factory=dict)
+    call: dict[str, torch.Tensor] = field(default_factory=dict)  # arguments of the method's own, by row of the batch
+    codec: str = ""  # how the base is stored, see `storage.py`
 
     @property
     def label(self) -> str:
-        return self.name if self.model == "zoo" else f"{self.name} ({self.model})"
+        return self.name if self.model in models.BARE else f"{self.name} ({self.model})"
 
     def leaves_out(self, column: str) -> str | None:
         """Why a column does not apply here, or None."""
         if self.oracle and column in ORACLE:
             return self.oracle
+        if column in NO_WEIGHT and (depends := method_of(self.config()).depends):
+            return f"its effect depends on {depends}"
+        if column == "compile, two adapters":
+            return (
+                self.without.get("compile(fullgraph)") or self.without.get("two adapters") or self.without.get(column)
+            )
+        if self.codec and column in MERGES:
+            return f"the base is quantised again: see {QUANTISED!r}"
+        if column == QUANTISED and not self.codec:
+            return "the base is not quantised"
         return self.without.get(column)
 
     def config(self, library: Any = trimtab) -> Any:
@@ -62,7 +80,7 @@ class Row:
         return classes[self.kind](**options)
 
     def base(self, **options: Any) -> nn.Module:
-        return models.base(self.model, **options)
+        return store(models.base(self.model, **options), self.codec)
 
     def plain(self) -> nn.Module:
         """The base as the adapter has it: frozen, which torch computes otherwise; its layers replicated if need be."""
@@ -81,7 +99,11 @@ class Row:
         batch = models.inputs(self.model, rows)
         return {k: v for k, v in batch.items() if k != "labels"}
 
-    def output(self, model: nn.Module, rows: int = 4, **options: Any) -> torch.Tensor:
+    def output(self, model: Any, rows: int = 4, **options: Any) -> torch.Tensor:
+        adapted = isinstance(model, (trimtab.PeftModel, peft.PeftModel))
+        if self.call and adapted:
+            options |= {k: v[:rows] for k, v in self.call.items()}
+            model = model.base_model if isinstance(model, peft.PeftModel) else model
         return models.output(model, self.batch(rows), **options)
 
 
@@ -97,12 +119,12 @@ def method(
     sites: str = "",
     without: Mapping[str, Mapping[str, str]] | None = None,
     label: str = "",
+    call: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Row]:
     """A row for every kind of layer that a method can stand on.
 
     `refused`: kinds that PEFT refuses, which a test makes sure of. `sites`: the kinds, where it is not all but "norm".
-    `without`: columns that do not apply, with the reason, by kind of layer; under "" for every kind. A method whose
-    effect is no weight leaves out the columns of merging by itself.
+    `without`: columns that do not apply, with the reason, by kind of layer; under "" for every kind.
     """
     rows = []
     for site in sites.split() or USUAL:
@@ -110,12 +132,19 @@ def method(
         if not declares(kind, next(iter(where))):
             continue
         leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
-        if site in ("attention", "parameter", "experts", "norm"):
+        if site in ("attention", "parameter", "experts"):
             leaves |= {"rows": INSIDE, "rows, training": INSIDE}
-        if depends := trimtab.METHODS[kind].depends:
-            leaves |= dict.fromkeys(NO_WEIGHT, f"its effect depends on {depends}")
         oracle = "PEFT refuses it" if site in refused.split() else None
-        rows.append(Row(f"{label or kind} {site}", kind, dict(options) | where, oracle=oracle, without=leaves))
+        rows.append(
+            Row(
+                f"{label or kind} {site}",
+                kind,
+                dict(options) | where,
+                oracle=oracle,
+                without=leaves,
+                call=dict(call or {}),
+            )
+        )
     return rows
 
 

@@ -30,11 +30,15 @@ from .auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
+from .base_state import get_base_model_state_dict, set_base_model_state_dict
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
+from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
     AdapterError,
     AdapterFileError,
+    BaseStateError,
     ConfigError,
+    ConversionError,
     MergeError,
     NoMatchingPeftModuleError,
     TargetError,
@@ -43,14 +47,17 @@ from .errors import (
 )
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
+from .methods.arrow import ArrowConfig, create_arrow_model
 from .methods.ia3 import IA3Config
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
 from .methods.p_tuning import PromptEncoder, PromptEncoderConfig, PromptEncoderReparameterizationType
+from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
 from .methods.vera import VeraConfig
+from .methods.xlora import XLoraConfig
 from .model import PeftModel
 from .prompt import PromptLearningConfig
 from .route import fast_mode
@@ -80,6 +87,7 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "AdapterLayer",
+    "ArrowConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -87,7 +95,10 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BaseStateError",
     "ConfigError",
+    "Conversion",
+    "ConversionError",
     "IA3Config",
     "LoHaConfig",
     "LoKrConfig",
@@ -109,6 +120,7 @@ __all__ = [
     "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
+    "PolyConfig",
     "PrefixEncoder",
     "PrefixTuningConfig",
     "PromptEmbedding",
@@ -125,9 +137,13 @@ __all__ = [
     "TrimtabError",
     "TrimtabWarning",
     "VeraConfig",
+    "XLoraConfig",
     "__version__",
+    "convert_to_lora",
+    "create_arrow_model",
     "explain",
     "fast_mode",
+    "get_base_model_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
@@ -136,5 +152,7 @@ __all__ = [
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "save_as_lora",
+    "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import inject, match
 from .errors import AdapterError, ConfigError, listing
@@ -319,11 +319,16 @@ def combined_targets(tuner: "Tuner", layers: Sequence[AdapterLayer], recipe: Rec
         raise AdapterError("adapters with different `target_parameters` cannot be combined")
     if all(_targets(c) == _targets(first) for c in configs):
         return replace(first)
+    changes: dict[str, Any] = {name: None for name in TARGETS if name in type(first).__dataclass_fields__}
+    return replace(first, **changes | {"target_modules": shortest_targets(tuner.model, layers)})
+
+
+def shortest_targets(model: nn.Module, layers: Sequence[AdapterLayer]) -> list[str]:
+    """The shortest names that mean the modules of these layers, and nothing else in the model."""
     paths = {layer.path for layer in layers if layer.site.kind != "parameter"}
     paths -= {f"{p}.out_proj" for p in paths}  # it goes with its attention
-    others = [p.name for p in match.walk(tuner.model) if p.name not in paths]
-    changes: dict[str, Any] = {name: None for name in TARGETS if name in type(first).__dataclass_fields__}
-    return replace(first, **changes | {"target_modules": sorted(match.shortest(sorted(paths), others))})
+    others = [p.name for p in match.walk(model) if p.name not in paths]
+    return sorted(match.shortest(sorted(paths), others))
 
 
 def _targets(cfg: Any) -> list[Any]:

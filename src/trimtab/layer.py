@@ -19,7 +19,7 @@ from .face import LayerFace
 from .held import Held, Shared, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
-from .sites import Site, Snapshot
+from .sites import Site, Snapshot, site_of
 
 log = logging.getLogger("trimtab")
 
@@ -31,6 +31,7 @@ class WeightError:
     path: str
     largest: float
     mean: float
+    codec: str = ""  # the storage that it was quantised to again
 
 
 def seeded(*names: str) -> Generator:
@@ -89,12 +90,16 @@ class AdapterLayer(LayerFace, nn.Module):
                 self._container(slot.name, Held).put(name, part, made_now, trainable=False)
             else:
                 self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
-        if method.dropout:
-            p = getattr(cfg, method.dropout)
+        self.join(adapter)
+
+    def join(self, a: Adapter) -> None:
+        """Let an adapter whose tensors are there be one of the layer's."""
+        if a.method.dropout:
+            p = getattr(a.cfg, a.method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
-            self._container(method.dropout, nn.ModuleDict).add_module(name, dropout.train(self.training))
-        self.adapters[name] = adapter
-        self.scaling[name] = method.scaling(self.site, cfg)
+            self._container(a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
+        self.adapters[a.name] = a
+        self.scaling[a.name] = a.method.scaling(self.site, a.cfg)
         self._plans.clear()
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
@@ -131,7 +136,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules[slot_name]
+            held: Any = self._modules.get(slot_name, {})
             if name in held:  # not yet gone with another layer's that shares or is tied to it
                 del held[name]
         self.scaling.pop(name)
@@ -148,7 +153,7 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)
-        slots = adapter.slots.values() if adapter else ()
+        slots = adapter.slots.values() if adapter and not adapter.follows else ()
         return [s for s in slots if s.kept and (s.trainable or not s.shared)]
 
     def parameters_of(self, name: str) -> Iterator[tuple[Slot, nn.Parameter]]:
@@ -240,8 +245,8 @@ class AdapterLayer(LayerFace, nn.Module):
             return y
         if not plan.direct:
             w, b = self._composed(plan.adapters)
-            like = x if x.is_floating_point() else self.site.weight()
-            return self.site.call(w.to(like.dtype), None if b is None else b.to(like.dtype), x, *args, **kwargs)
+            dtype = x.dtype if x.is_floating_point() else self.site.dtype
+            return self.site.call(w.to(dtype), None if b is None else b.to(dtype), x, *args, **kwargs)
         steps = []
         for a in reversed(plan.adapters):  # from the outermost adapter inwards
             h = self._cast(x, a)
@@ -292,12 +297,21 @@ class AdapterLayer(LayerFace, nn.Module):
             return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
         order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
         parts = x.index_select(0, order).split([len(g) for g in groups.values()])
-        done = [self._run(self.plan(key), part, *args, **kwargs) for key, part in zip(groups, parts, strict=True)]
+        done = []
+        for (names, group), part in zip(groups.items(), parts, strict=True):
+            self.router.index = torch.tensor(group[::repeat]) // repeat
+            done.append(self._run(self.plan(names), part, *args, **kwargs))
+        self.router.index = None
         return torch.cat(done).index_select(0, order.argsort())
 
     # merge
     def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The weight and bias with these adapters in them, composed in float32 or more from the layer as it stands."""
+        if names and all(self.adapters[n].follows for n in names):  # to the bit, so that the layers stay tied
+            a: Any = self.adapters[names[0]]
+            led = a.leader.layer
+            merged = a.name in led.merged_adapters
+            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
@@ -306,8 +320,13 @@ class AdapterLayer(LayerFace, nn.Module):
             w, b = a.method.both(w, b, a)
         return w, b
 
-    def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:
+    def check_merge(self, names: Sequence[str], safe: bool, dequantize: bool = False) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
+        if self.site.refusal and names and not dequantize:
+            return [
+                f"{self.path}: no weight can be stored as {self.site.codec}, because {self.site.refusal}; "
+                "merge_and_unload(dequantize=True) makes it a plain layer"
+            ]
         for name in names:
             if why := self.adapters[name].method.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
@@ -316,10 +335,6 @@ class AdapterLayer(LayerFace, nn.Module):
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
                     return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
-        if self.site.bias is None and any(
-            self.adapters[n].method.bias(None, self.adapters[n]) is not None for n in names
-        ):
-            return [f"{self.path}: the adapter has a bias, and the layer none to merge it into"]
         if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
             return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
         shape = self._merged_shape(names)
@@ -338,19 +353,23 @@ class AdapterLayer(LayerFace, nn.Module):
         return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
-    def merge_in(self, names: Sequence[str], keep_base: bool = True) -> WeightError:
+    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: bool = False) -> WeightError:
         """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
 
-        Nothing is checked here: see `check_merge`.
+        `dequantize`: a plain layer takes a quantised one's place, for good. Nothing is checked here: see `check_merge`.
         """
         if self._base is None and keep_base:
             self._base = self.site.snapshot()
         w, b = self.merged_weight(names)
-        self.site.write(w, b)
+        if dequantize and self.site.codec:
+            self.base_layer = self.site.plain(w, b)
+            self.site = site_of(self.base_layer)
+        else:
+            self.site.write(w, b)
         self.merged_adapters += names
         self._plans.clear()
         lost = (self.site.weight().detach().to(w.dtype) - w).abs()
-        return WeightError(self.path, float(lost.max()), float(lost.mean()))
+        return WeightError(self.path, float(lost.max()), float(lost.mean()), self.site.codec)
 
     def unmerge(self) -> None:
         """Take all merged adapters out again: the stored tensors themselves come back, bit for bit."""

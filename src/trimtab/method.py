@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
 from .held import holder_of
@@ -89,6 +90,9 @@ class Slot:
 class Adapter:
     """One adapter bound to one layer: `a.A`, `a.B`, ... are its tensors, beside `a.cfg`, `a.site` and `a.scale`."""
 
+    follows: ClassVar[bool] = False
+    """Whether its tensors are another adapter's."""
+
     def __init__(self, name: str, method: "Method", cfg: Any, site: Site, slots: dict[str, Slot], layer: Any) -> None:
         self.name, self.method, self.cfg, self.site, self.slots, self.layer = name, method, cfg, site, slots, layer
         self._cast: dict[str, Tensor] | None = None
@@ -105,7 +109,8 @@ class Adapter:
             return self._cast[key]
         try:
             held, part = self._where[key]
-            return held[part]
+            tensor = held[part]
+            return self._find(key) if tensor.is_meta else tensor
         except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
             return self._find(key)
 
@@ -113,11 +118,13 @@ class Adapter:
         slot = self.slots[key]
         held: Any = self.layer._modules[slot.name]
         owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
-        if slot.shared:
-            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
-        if part in owner._parameters:
+        if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part)
+        found = offload.get(owner, part)
+        if not slot.shared:
+            return found
+        found = found[tuple(slice(n) for n in slot.shape)]
+        return found if found.device == self.site.device else found.to(self.site.device)
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -142,6 +149,11 @@ class Adapter:
     def call(self) -> Mapping[str, Any]:
         """What `Method.before` found out about the model's call in flight."""
         return self.layer.router.calls.get(self.name, {})
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
+        index = self.layer.router.index
+        return values if index is None else values[index.to(values.device)]
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
@@ -195,13 +207,15 @@ class Method:
     """Default targets by architecture, where a user names none."""
     product: ClassVar[tuple[str, str] | tuple[()]] = ()
     """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+    transposed: ClassVar[Mapping[str, str]] = {}
+    """For each slot, the one whose transposed tensor makes the same update of the transposed weight."""
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
     vectors: ClassVar[bool] = False
     """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments of its own that a call of the model may have; `before` takes them out."""
+    """Arguments of its own that a call of the model may have; the model itself does not see them."""
     variants: ClassVar[list["Method"]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -263,11 +277,15 @@ class Method:
         raise NotImplementedError
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of the shared slots, by slot name, given each one's largest shape in the model."""
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
     def shared_keys(self, cfg: Any) -> dict[str, str]:
         """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
+        return {}
+
+    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
+        """Of the slots that a file holds in part only: the axis, and the indices along it that are in the file."""
         return {}
 
     def start(self, a: Adapter) -> None:
@@ -275,6 +293,17 @@ class Method:
 
     def derive(self, a: Adapter) -> None:
         """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+
+    def companions(self, cfg: Any) -> dict[str, str]:
+        """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.
+
+        The adapter then stands on the layers that any of them is on.
+        """
+        return {}
+
+    def trained_along(self, cfg: Any) -> Sequence[str]:
+        """The names of companions that are trained when the adapter is."""
+        return ()
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.
@@ -284,12 +313,12 @@ class Method:
         """
 
     # around a call of the model
-    def before(self, model: nn.Module, name: str, cfg: Any, kwargs: dict[str, Any]) -> Mapping[str, Any]:
-        """What the layers have to know of a call of the base model, for `a.call`; takes `arguments` out of `kwargs`.
+    def before(self, model: nn.Module, name: str, cfg: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the layers have to know of a call of the base model, for `a.call`: here, its `arguments`.
 
         Called before each forward in which adapter `name` acts, each step of a generation too.
         """
-        return {k: kwargs.pop(k) for k in self.arguments if k in kwargs}
+        return {k: kwargs[k] for k in self.arguments if kwargs.get(k) is not None}
 
     def after(self, model: nn.Module, name: str, cfg: Any, output: Any) -> Any:
         """The model's output, after a forward in which adapter `name` acts; a term may be added to its loss."""

@@ -56,6 +56,8 @@ class Router:
     def __init__(self) -> None:
         self.rows: tuple[str, ...] | None = None
         """The adapter of each row of the batch; None when all rows are alike."""
+        self.index: Tensor | None = None
+        """Which of them a layer computes at the moment; None for all."""
         self.given: dict[str, Any] = {}
         """Arguments of adapters that a model's caller cannot take, as in a generation."""
         self.calls: dict[str, Mapping[str, Any]] = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from . import prompt, state
 from ._version import __version__
 from .errors import AdapterFileError
 from .files import write_tensors, write_text
-from .fingerprint import METADATA_KEY, dump
+from .fingerprint import METADATA_KEY, Fingerprint, dump
 from .match import ends_with
 
 if TYPE_CHECKING:
@@ -45,24 +46,35 @@ def save_adapter(
     if model.is_prompt_learning:
         tensors = prompt.state(model, name)
     else:
-        wanted = _has_embeddings(cfg) if embeddings == "auto" else bool(embeddings)
+        wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
-    if empty := [k for k, t in tensors.items() if t.is_meta or t.numel() == 0]:
+    if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )
-    trained = list(getattr(cfg, "modules_to_save", None) or [])
-    metadata = {"format": "pt", "trimtab": __version__, METADATA_KEY: dump(model.fingerprint, trained)}
-    first = {t.data_ptr(): k for k, t in reversed(tensors.items())}  # tied tensors are written once each, as in PEFT
-    apart = {k: t.contiguous() if first[t.data_ptr()] == k else t.clone() for k, t in tensors.items()}
+    write_adapter(folder, cfg, tensors, model.fingerprint)
+    if not (folder / "README.md").exists():
+        write_card(model, name, folder)
+
+
+def write_adapter(folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerprint: Fingerprint | None) -> None:
+    """Write an adapter's two files: its tensors, with the fingerprint of their base if it is known, and `cfg`."""
+    metadata = {"format": "pt", "trimtab": __version__}
+    if fingerprint is not None:
+        metadata[METADATA_KEY] = dump(fingerprint, list(getattr(cfg, "modules_to_save", None) or []))
+    first = {
+        t.data_ptr(): k for k, t in reversed(list(tensors.items()))
+    }  # tied tensors are written once each, as in PEFT
+    apart = {
+        k: t.contiguous() if first[t.data_ptr()] == k else t.clone(memory_format=torch.contiguous_format)
+        for k, t in tensors.items()
+    }
     write_tensors(folder / state.WEIGHTS_NAME, apart, metadata)
     saved_mode, cfg.inference_mode = cfg.inference_mode, True
     try:
         cfg.save_pretrained(folder)
     finally:
         cfg.inference_mode = saved_mode
-    if not (folder / "README.md").exists():
-        write_card(model, name, folder)
 
 
 def write_card(model: "PeftModel", name: str, folder: Path) -> None:

@@ -1,14 +1,20 @@
 """The classes that other people's code checks for: `isinstance` holds, though there is one adapter layer and one tuner.
 
-A face has no instances of its own. What is an instance of it is said by its `kind` (`peft_type`), where it has one, and
-by its `site`: `LoraLayer` is any adapter layer with a LoRA adapter, `lora.Linear` one that stands on a linear site.
+Each method has `<Name>Model` and `<Name>Layer`, and a face for each kind of layer, made when first asked for. A face
+has no instances of its own. What is an instance of it is said by its `kind` (`peft_type`), where it has one, and by its
+`site`: `LoraLayer` is any adapter layer with a LoRA adapter, `lora.Linear` one that stands on a linear site.
 """
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ..config import CONFIGS
 from ..layer import AdapterLayer
+from ..prompt_method import PromptLearningConfig
 from ..tuner import Tuner
 
 
@@ -76,74 +82,63 @@ class BaseTuner(metaclass=TunerFaceType):
     kind: ClassVar[str] = ""
 
 
-class LoraModel(BaseTuner):
-    """A tuner with a LoRA adapter."""
-
-    kind = "LORA"
-
-
-class IA3Model(BaseTuner):
-    """A tuner with an (IA)^3 adapter."""
-
-    kind = "IA3"
-
-
-class LoHaModel(BaseTuner):
-    """A tuner with a LoHa adapter."""
-
-    kind = "LOHA"
-
-
-class LoKrModel(BaseTuner):
-    """A tuner with a LoKr adapter."""
-
-    kind = "LOKR"
-
-
-class VeraModel(BaseTuner):
-    """A tuner with a VeRA adapter."""
-
-    kind = "VERA"
-
-
-class LoraLayer(BaseTunerLayer):
-    """An adapter layer with a LoRA adapter."""
-
-    kind = "LORA"
-    adapter_layer_names = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
-
-
-class IA3Layer(BaseTunerLayer):
-    """An adapter layer with an (IA)^3 adapter."""
-
-    kind = "IA3"
-    adapter_layer_names = ("ia3_l",)
-
-
-class LoHaLayer(BaseTunerLayer):
-    """An adapter layer with a LoHa adapter."""
-
-    kind = "LOHA"
-    adapter_layer_names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-
-
-class LoKrLayer(BaseTunerLayer):
-    """An adapter layer with a LoKr adapter."""
-
-    kind = "LOKR"
-    adapter_layer_names = (
-        "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
-    )  # fmt: skip
-
-
-class VeraLayer(BaseTunerLayer):
-    """An adapter layer with a VeRA adapter."""
-
-    kind = "VERA"
-    adapter_layer_names = ("vera_lambda_b", "vera_lambda_d")
-
-
 def on(site: str, parent: LayerFaceType, name: str, layer: str = "") -> Any:
     """The face of `parent` layers on one kind of site, and of one class of base layer where the kind has several."""
     doc = f"A {parent.__name__} on {layer or f'a site of kind {site!r}'}."
     return LayerFaceType(name, (parent,), {"site": site, "layer": layer, "__doc__": doc, "__module__": __name__})
+
+
+SITES = {
+    "Linear": ("linear", ""),
+    "Embedding": ("embedding", ""),
+    "Conv1d": ("conv", "Conv1d"),
+    "Conv2d": ("conv", "Conv2d"),
+    "Conv3d": ("conv", "Conv3d"),
+    "MultiheadAttention": ("attention", ""),
+    "ParamWrapper": ("parameter", ""),
+}
+"""Kind of site, and class of the base layer where the kind has several, by the name of a method's layer class."""
+OTHERWISE = {"factorization": "split"}
+"""Functions that are imported from a method's modules under another name than ours."""
+
+
+class TunerModule(ModuleType):
+    """What stands for `peft.tuners.<method>`, and for its `config`, `layer` and `model`."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__(path, f"{kind}, under the names that Hugging Face PEFT gave its parts.")
+        self.__path__: list[str] = []
+        self.__spec__ = ModuleSpec(path, None, is_package=True)
+        config = CONFIGS[kind]
+        stem = config.__name__.removesuffix("Config")
+        own = vars(sys.modules[config.__module__])
+        vars(self).update({k: v for k, v in own.items() if getattr(v, "__module__", "") == config.__module__})
+        vars(self).update({k: own[v] for k, v in OTHERWISE.items() if v in own})
+        if not issubclass(config, PromptLearningConfig):
+            doc = f"an adapter layer with a {kind} adapter."
+            self.layer_face = LayerFaceType(
+                f"{stem}Layer", (BaseTunerLayer,), {"kind": kind, "__doc__": doc.capitalize()}
+            )
+            doc = f"A tuner with a {kind} adapter."
+            vars(self)[f"{stem}Layer"] = self.layer_face
+            vars(self)[f"{stem}Model"] = TunerFaceType(f"{stem}Model", (BaseTuner,), {"kind": kind, "__doc__": doc})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SITES or "layer_face" not in vars(self):
+            raise AttributeError(f"{self.__name__} has no {name!r}")
+        site, layer = SITES[name]
+        face = vars(self)[name] = on(site, self.layer_face, name, layer)
+        return face
+
+
+def provide(package: str, kind: str) -> dict[str, Any]:
+    """Let `<package>.<method>` and what is below it be imported; the module by its name, and its tuner's face."""
+    name = kind.lower()
+    module = TunerModule(f"{package}.{name}", kind)
+    for below in ("", ".config", ".layer", ".model"):
+        sys.modules[f"{package}.{name}{below}"] = module
+    for below in ("config", "layer", "model"):
+        vars(module)[below] = module
+    return {name: module} | {
+        k: v for k, v in vars(module).items() if isinstance(v, type) and not isinstance(v, LayerFaceType)
+    }

@@ -52,7 +52,9 @@ def stand_in() -> None:
     for tree in TREES:
         front.provide(tree, f"{ROOT}.{tree}")
         for found in pkgutil.walk_packages(sys.modules[f"peft.{tree}"].__path__, f"{ROOT}.{tree}."):
-            front.provide(found.name.removeprefix(f"{ROOT}."), found.name)
+            importlib.import_module(found.name)
+        for ours in [name for name in sys.modules if name.startswith(f"{ROOT}.{tree}.")]:
+            front.provide(ours.removeprefix(f"{ROOT}."), ours)
     sys.meta_path.insert(0, Version())
     state.STRICT.on = False
     remembered = sys.modules.get("transformers.utils.import_utils")

@@ -15,33 +15,11 @@ from ..errors import TrimtabError as PeftError
 from ..errors import TrimtabWarning as PeftWarning
 from ..wrappers import ModulesToSaveWrapper, TrainableTokensWrapper
 from ..wrappers import Wrapper as AuxiliaryTrainingWrapper
-from .constants import (
-    ALLOWED_COMPUTE_DTYPES,
-    CONFIG_NAME,
-    INCLUDE_LINEAR_LAYERS_SHORTHAND,
-    SAFETENSORS_WEIGHTS_NAME,
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING,
-    WEIGHTS_NAME,
-)
+from .constants import *  # noqa: F403
+from .constants import __all__ as _constants
 from .save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
 __all__ = [
-    "ALLOWED_COMPUTE_DTYPES",
-    "CONFIG_NAME",
-    "INCLUDE_LINEAR_LAYERS_SHORTHAND",
-    "SAFETENSORS_WEIGHTS_NAME",
-    "TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING",
-    "TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING",
-    "TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING",
-    "TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING",
-    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
-    "TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING",
-    "WEIGHTS_NAME",
     "AuxiliaryTrainingWrapper",
     "ModulesToSaveWrapper",
     "NoMatchingPeftModuleError",
@@ -61,3 +39,4 @@ __all__ = [
     "shift_tokens_right",
     "transpose",
 ]  # fmt: skip
+__all__ += _constants

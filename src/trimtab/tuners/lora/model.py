@@ -1,5 +1,0 @@
-"""The tuner of LoRA."""
-
-from ...compat.faces import LoraModel
-
-__all__ = ["LoraModel"]
