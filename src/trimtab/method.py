@@ -117,7 +117,7 @@ class Adapter:
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         held: Any = self.layer._modules[slot.name]
-        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
+        owner, part = holder_of(held._modules[self.name], slot.part) if slot.module else (held, self.name)
         if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
         found = offload.get(owner, part)
