@@ -128,7 +128,7 @@ class AdapterLayer(LayerFace, nn.Module):
         t = torch.empty(slot.shape, dtype=slot.dtype or torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
-        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable)
+        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable and slot.kept)
 
     def remove(self, name: str) -> None:
         """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
