@@ -31,6 +31,14 @@ class Shared(Held):
     """A slot's tensors that all layers of a model read."""
 
 
+def drop(container: Any, name: str) -> None:
+    """Forget what a container holds for an adapter, if it is not gone yet with a layer that shares the container."""
+    if name in container:
+        del container[name]
+    for held in (container._parameters, container._buffers, container._modules):
+        held.pop(name, None)
+
+
 def made(module: nn.Module, part: str) -> tuple[nn.Module, str]:
     """The module that is to hold a part, whose name may lead through modules within, made where they lack."""
     *path, last = part.split(".")

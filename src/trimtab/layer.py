@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, holder_of, made
+from .held import Held, Shared, drop, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .sites import Site, Snapshot
@@ -103,13 +103,14 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
         held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if not slot.module:
+        if not slot.module and isinstance(held, nn.ParameterDict):
             held[name] = parameter
             return
-        if name not in held:
+        if slot.module and name not in held._modules:
             plain = slot.part in ("weight", "bias")
             held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-        owner, key = made(held[name], slot.part)
+        # Another method's tensors of this name may be the other way, modules or not.
+        owner, key = made(held._modules[name], slot.part) if slot.module else (held, name)
         owner.register_parameter(key, parameter)
 
     def _container(self, key: str, kind: type[nn.Module]) -> Any:
@@ -135,9 +136,8 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules.get(slot_name, {})
-            if name in held:  # not yet gone with another layer's that shares or is tied to it
-                del held[name]
+            if slot_name in self._modules:
+                drop(self._modules[slot_name], name)
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])
@@ -310,7 +310,8 @@ class AdapterLayer(LayerFace, nn.Module):
             a: Any = self.adapters[names[0]]
             led = a.leader.layer
             merged = a.name in led.merged_adapters
-            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
+            w = led.site.weight().detach() if merged else led.merged_weight(names)[0]
+            return a.turned(w), self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
