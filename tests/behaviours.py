@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.models import shake
-from tests.row import Row
+from tests.row import QUANTISED, Row
 from torch import Tensor, nn
 
 import trimtab
@@ -31,7 +32,7 @@ def column(name: str) -> Callable[..., Any]:
     return register
 
 
-TRAINS = ("gradients", "training_rows", "compiled")
+TRAINS = ("gradients", "training_rows", "compiled", "compiled_pair")
 
 
 def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
@@ -44,10 +45,17 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def bits(t: Tensor) -> bytes:
+    """A tensor's contents, NaN and the tensors within a class of tensors included."""
+    if hasattr(t, "__tensor_flatten__"):
+        return b"".join(bits(getattr(t, name)) for name in t.__tensor_flatten__()[0])
+    return t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
     after = model.state_dict()
     assert list(after) == list(before)
-    changed = [k for k in before if before[k].dtype != after[k].dtype or not torch.equal(before[k], after[k])]
+    changed = [k for k in before if before[k].dtype != after[k].dtype or bits(before[k]) != bits(after[k])]
     assert not changed, f"changed: {changed}"
 
 
@@ -158,12 +166,11 @@ def safe(row: Row, folder: Path) -> None:
     layer = adapter_layers(model)[-1]
     _, victim = next(iter(layer.parameters_of("default")))
     victim.view(-1)[0] = float("nan")
-    before = {k: v.nan_to_num(7e7) for k, v in state(model).items()}
+    before = {k: bits(t) for k, t in model.state_dict().items()}
     for act, safe_merge in product((model.merge_adapter, model.merge_and_unload), (True, False)):
         with pytest.raises(trimtab.MergeError, match=f"nothing was changed: .*{re.escape(layer.path)}"):
             act(safe_merge=safe_merge)
-        after = {k: v.nan_to_num(7e7) for k, v in model.state_dict().items()}
-        assert all(torch.equal(before[k], after[k]) for k in before)
+        assert {k: bits(t) for k, t in model.state_dict().items()} == before
         assert not any(m.merged_adapters for m in adapter_layers(model))
 
 
@@ -180,6 +187,29 @@ def unload(row: Row, folder: Path) -> None:
     assert plain.state_dict().keys() == base.state_dict().keys()
     if not row.leaves_out("disable = base"):
         same_state(plain, base.state_dict())
+
+
+@column(QUANTISED)
+def merge_quantised(row: Row, folder: Path) -> None:
+    model = row.trained()
+    before, y = state(model), row.output(model)
+    held = {layer.path: layer.merged_weight(["default"])[0] for layer in adapter_layers(model)}
+    twin = copy.deepcopy(model)
+    report = model.merge_adapter()
+    for layer, error in zip(adapter_layers(model), report.layers, strict=True):
+        assert error.codec == layer.site.codec
+        assert error.largest == float((layer.site.weight() - held[layer.path]).abs().max()) > 0
+    assert f"quantised again ({report.layers[0].codec})" in str(report)
+    model.unmerge_adapter()
+    same_state(model, before)
+    same(row.output(model), y, **EXACT)
+    plain, base = twin.merge_and_unload(dequantize=True), replace(row, codec="").base()
+    assert "quantised" not in str(twin.merge_report)
+    for path in held:
+        assert type(plain.get_submodule(path)) is type(base.get_submodule(path))
+        assert plain.get_submodule(path).state_dict().keys() == base.get_submodule(path).state_dict().keys()
+    same(row.output(plain), y)
+    same_state(model.unload(), row.base().state_dict())
 
 
 @column("disable = base")
@@ -306,7 +336,7 @@ def gradients(row: Row, folder: Path) -> None:
     dead = [k for k, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not dead, f"no gradient: {dead}"
     torch.optim.SGD(model.parameters(), 0.1).step()
-    moved = {k for k, v in model.state_dict(keep_vars=True).items() if not torch.equal(v, before[k])}
+    moved = {k for k, v in model.state_dict(keep_vars=True).items() if bits(v) != bits(before[k])}
     assert moved >= trainable
     assert {id(model.state_dict(keep_vars=True)[k]) for k in moved} == own
 
@@ -359,8 +389,19 @@ def copies(row: Row, folder: Path) -> None:
 
 @column("compile(fullgraph)")
 def compiled(row: Row, folder: Path) -> None:
-    """The first adapter layer; whole models are compiled in test_architectures.py."""
-    model = row.trained()
+    """The first adapter layer, with one adapter; whole models are compiled in test_architectures.py."""
+    same_compiled(row, row.trained())
+
+
+@column("compile, two adapters")
+def compiled_pair(row: Row, folder: Path) -> None:
+    model = pair(row)
+    model.base_model.set_adapter(["default", "other"])
+    same_compiled(row, model)
+
+
+def same_compiled(row: Row, model: Any) -> None:
+    """The first adapter layer's result and gradients are those that it has eagerly."""
     layer, seen = adapter_layers(model)[0], []
     layer.register_forward_pre_hook(lambda m, x, k: seen.append((x, k)), with_kwargs=True)
     with torch.no_grad():

@@ -219,7 +219,7 @@ class AdapterConfig(PeftConfig):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        for name in ("target_modules", "exclude_modules"):
+        for name in ("target_modules", "exclude_modules", "target_parameters"):
             if isinstance(value := getattr(self, name), str):
                 try:
                     re.compile(value)

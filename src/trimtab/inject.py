@@ -21,7 +21,7 @@ from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
 from .shared import make_shared
-from .sites import ParameterSite, Site, site_of
+from .sites import ParameterSite, Site, is_quantized, site_of
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
 
@@ -213,6 +213,8 @@ def plan_modules_to_save(model: nn.Module, cfg: AdapterConfig) -> list[Place]:
             f"`modules_to_save`: no module is called {listing(missing)}. {match.suggest(missing, places)}"
         )
     found = tie.lead_modules(model, cfg, [p for p in places if p.name.endswith(tuple(cfg.modules_to_save))])
+    if stored := [p.name for p in found if any(map(is_quantized, p.module.modules()))]:
+        raise TargetError(f"{listing(stored)} cannot be trained in full (`modules_to_save`): quantised")
     if both := [p.name for p in found if isinstance(p.module, AdapterLayer)]:
         raise TargetError(
             f"{listing(both)} cannot be trained in full (`modules_to_save`): an adapter stands there already"

@@ -16,10 +16,10 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, drop, holder_of, made
+from .held import Held, Shared, forget, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
-from .sites import Site, Snapshot
+from .sites import Site, Snapshot, site_of
 
 log = logging.getLogger("trimtab")
 
@@ -31,6 +31,7 @@ class WeightError:
     path: str
     largest: float
     mean: float
+    codec: str = ""  # the storage that it was quantised to again
 
 
 def seeded(*names: str) -> Generator:
@@ -103,15 +104,16 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
         held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if not slot.module and isinstance(held, nn.ParameterDict):
+        if slot.module:
+            if name not in held._modules:
+                plain = slot.part in ("weight", "bias")
+                held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
+            owner, key = made(held._modules[name], slot.part)
+            owner.register_parameter(key, parameter)
+        elif isinstance(held, nn.ParameterDict):
             held[name] = parameter
-            return
-        if slot.module and name not in held._modules:
-            plain = slot.part in ("weight", "bias")
-            held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-        # Another method's tensors of this name may be the other way, modules or not.
-        owner, key = made(held._modules[name], slot.part) if slot.module else (held, name)
-        owner.register_parameter(key, parameter)
+        else:  # a method that keeps modules under the same name was here first
+            held.register_parameter(name, parameter)
 
     def _container(self, key: str, kind: type[nn.Module]) -> Any:
         if key not in self._modules:
@@ -136,8 +138,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            if slot_name in self._modules:
-                drop(self._modules[slot_name], name)
+            forget(self._modules.get(slot_name), name)
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])
@@ -244,8 +245,8 @@ class AdapterLayer(LayerFace, nn.Module):
             return y
         if not plan.direct:
             w, b = self._composed(plan.adapters)
-            like = x if x.is_floating_point() else self.site.weight()
-            return self.site.call(w.to(like.dtype), None if b is None else b.to(like.dtype), x, *args, **kwargs)
+            dtype = x.dtype if x.is_floating_point() else self.site.dtype
+            return self.site.call(w.to(dtype), None if b is None else b.to(dtype), x, *args, **kwargs)
         steps = []
         for a in reversed(plan.adapters):  # from the outermost adapter inwards
             h = self._cast(x, a)
@@ -269,7 +270,7 @@ class AdapterLayer(LayerFace, nn.Module):
     def _composed(self, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
         w, b = self.site.weight(), self.site.bias
         for a in adapters:
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
@@ -317,11 +318,16 @@ class AdapterLayer(LayerFace, nn.Module):
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
         for name in names:
             a = self.adapters[name].to(dtype)
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
-    def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:
+    def check_merge(self, names: Sequence[str], safe: bool, dequantize: bool = False) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
+        if self.site.refusal and names and not dequantize:
+            return [
+                f"{self.path}: no weight can be stored as {self.site.codec}, because {self.site.refusal}; "
+                "merge_and_unload(dequantize=True) makes it a plain layer"
+            ]
         for name in names:
             if why := self.adapters[name].method.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
@@ -330,10 +336,6 @@ class AdapterLayer(LayerFace, nn.Module):
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
                     return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
-        if self.site.bias is None and any(
-            self.adapters[n].method.bias(None, self.adapters[n]) is not None for n in names
-        ):
-            return [f"{self.path}: the adapter has a bias, and the layer none to merge it into"]
         if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
             return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
         shape = self._merged_shape(names)
@@ -352,19 +354,23 @@ class AdapterLayer(LayerFace, nn.Module):
         return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
-    def merge_in(self, names: Sequence[str], keep_base: bool = True) -> WeightError:
+    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: bool = False) -> WeightError:
         """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
 
-        Nothing is checked here: see `check_merge`.
+        `dequantize`: a plain layer takes a quantised one's place, for good. Nothing is checked here: see `check_merge`.
         """
         if self._base is None and keep_base:
             self._base = self.site.snapshot()
         w, b = self.merged_weight(names)
-        self.site.write(w, b)
+        if dequantize and self.site.codec:
+            self.base_layer = self.site.plain(w, b)
+            self.site = site_of(self.base_layer)
+        else:
+            self.site.write(w, b)
         self.merged_adapters += names
         self._plans.clear()
         lost = (self.site.weight().detach().to(w.dtype) - w).abs()
-        return WeightError(self.path, float(lost.max()), float(lost.mean()))
+        return WeightError(self.path, float(lost.max()), float(lost.mean()), self.site.codec)
 
     def unmerge(self) -> None:
         """Take all merged adapters out again: the stored tensors themselves come back, bit for bit."""

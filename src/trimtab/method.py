@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
 from .held import holder_of
@@ -108,19 +109,22 @@ class Adapter:
             return self._cast[key]
         try:
             held, part = self._where[key]
-            return held[part]
+            tensor = held[part]
+            return self._find(key) if tensor.is_meta else tensor
         except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
             return self._find(key)
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         held: Any = self.layer._modules[slot.name]
-        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
-        if slot.shared:
-            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
-        if part in owner._parameters:
+        owner, part = holder_of(held._modules[self.name], slot.part) if slot.module else (held, self.name)
+        if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part)
+        found = offload.get(owner, part)
+        if not slot.shared:
+            return found
+        found = found[tuple(slice(n) for n in slot.shape)]
+        return found if found.device == self.site.device else found.to(self.site.device)
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -160,7 +164,9 @@ class Adapter:
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training, as its configuration says."""
-        return getattr(self.layer, self.method.dropout)[self.name](x) if self.method.dropout else x
+        if not self.method.dropout or not x.is_floating_point():  # indices of an embedding are not to be dropped
+            return x
+        return getattr(self.layer, self.method.dropout)[self.name](x)
 
 
 class Start:
@@ -246,6 +252,10 @@ class Method:
     def bias(self, b: Tensor | None, a: Any) -> Tensor | None:
         """The bias that the adapter turns `b` into."""
         return b
+
+    def both(self, w: Tensor, b: Tensor | None, a: Any) -> tuple[Tensor, Tensor | None]:
+        """`weight` and `bias`, for a bias that depends on the weight that comes in."""
+        return self.weight(w, a), self.bias(b, a)
 
     input: Callable[..., Tensor] | None = None
     """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""

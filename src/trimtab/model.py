@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import inject, prompt
 from .combine import shortest_targets
@@ -17,6 +17,7 @@ from .errors import AdapterError, listing
 from .fingerprint import Fingerprint, fingerprint
 from .folders import TASKS, AdapterFolders, remembered
 from .method import method_of
+from .resize import resize_token_embeddings
 from .tuner import Tuner
 
 ON_CREATE: list[Callable[[], None]] = []
@@ -60,6 +61,7 @@ class PeftModel(AdapterFolders, nn.Module):
         self.fingerprint: Fingerprint = fingerprint(model)
         checkpointed = getattr(model, "is_gradient_checkpointing", False)
         self.prompts_enabled = True
+        self.vocabulary_resized = False
         self._describe(model, peft_config)
         self.base_model: Any
         if peft_config.is_prompt_learning:
@@ -176,9 +178,10 @@ class PeftModel(AdapterFolders, nn.Module):
         return self.base_model.model if isinstance(self.base_model, Tuner) else self.base_model
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Numbers of trainable and of all parameters; packed 4-bit and sharded ones count as what they stand for."""
-        counts = [(p.requires_grad, _numel(p)) for p in self.parameters()]
-        return sum(n for on, n in counts if on), sum(n for _, n in counts)
+        """Numbers of trainable and of all parameters; quantised and sharded ones count as what they stand for."""
+        from .status import count
+
+        return count(self)
 
     def print_trainable_parameters(self) -> None:
         """Print the numbers of trainable and of all parameters, and their ratio in percent."""
@@ -240,6 +243,10 @@ class PeftModel(AdapterFolders, nn.Module):
             yield
         finally:
             router.rows = before
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
+        """Resize the base's embeddings and what stands on them; see `trimtab.resize`."""
+        return resize_token_embeddings(self, new_num_tokens, **kwargs)
 
     # switch
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
@@ -350,10 +357,3 @@ class PeftModel(AdapterFolders, nn.Module):
             if key in ("base_model", "_configs", "_active", "prompt_encoder"):
                 raise
         return getattr(self.base_model, key)
-
-
-def _numel(p: Tensor) -> int:
-    count = p.numel() or getattr(p, "ds_numel", 0)
-    if type(p).__name__ == "Params4bit":
-        count *= 2 * getattr(p, "element_size", lambda: 1)()
-    return count

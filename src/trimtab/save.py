@@ -47,7 +47,7 @@ def save_adapter(
     if model.is_prompt_learning:
         tensors = prompt.state(model, name)
     else:
-        wanted = _has_embeddings(cfg) if embeddings == "auto" else bool(embeddings)
+        wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
     if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(

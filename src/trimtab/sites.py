@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import offload
 from .errors import MergeError, TargetError, listing
 
 Snapshot = dict[str, Tensor]
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 SITES: dict[str, type["Site"]] = {}
-"""Site by the qualified or bare class name of the layer; looked up along the layer's class hierarchy."""
+"""Site by the qualified class name of the layer, or of its weight where the storage is a class of tensors."""
 
 
 class Site:
@@ -28,8 +29,10 @@ class Site:
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.linear.Linear",)
     pointwise: ClassVar[bool] = True
     """Whether `op` reads its first argument only, so that an adapter may act on input and output instead of on `W`."""
-    codec: ClassVar[str] = ""
+    codec: str = ""
     """The storage of the weight; "" for plain tensors."""
+    refusal: str = ""
+    """Why no weight can be written, where the storage does not allow it; to stand after "because"."""
     biased: ClassVar[str] = "bias"
     """The name of the bias in the layer, where it has one."""
     gain: ClassVar[float] = 1.0
@@ -44,27 +47,38 @@ class Site:
         self.layer: Any = layer
         self.parameter = parameter
         self.tied = False
-        self.shape = tuple(self.weight().shape)
+        self.shape = self.size()
         self.measure()
+
+    def size(self) -> tuple[int, ...]:
+        """The canonical weight's shape."""
+        return tuple(self.weight().shape)
 
     def measure(self) -> None:
         """Find the sizes of output and input, `out` and `inp`, from the shape."""
         self.out, self.inp = self.shape[0], self.shape[1]
 
+    @property
+    def kept(self) -> Tensor:
+        """The weight as it is stored."""
+        return offload.get(self.layer, self.parameter)
+
     # the weight
     def weight(self) -> Tensor:
         """The canonical weight, differentiable where the stored one is."""
-        return self.layer.weight
+        return self.kept
 
     @property
     def bias(self) -> Tensor | None:
         """The bias (out,), if the layer has one."""
-        return getattr(self.layer, self.biased, None)
+        return offload.get(self.layer, self.biased)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lives."""
-        return self.weight().device
+        """Where the layer computes."""
+        held = getattr(self.layer, self.parameter)
+        hook = offload.hook_of(self.layer) if held.is_meta else None
+        return held.device if hook is None else torch.device(hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,7 +87,7 @@ class Site:
 
     def owned(self) -> dict[str, Tensor]:
         """The stored tensors that a merge replaces, by their name in the layer."""
-        return {k: v for k in (self.parameter, self.biased) if (v := getattr(self.layer, k, None)) is not None}
+        return {k: v for k in (self.parameter, self.biased) if (v := offload.get(self.layer, k)) is not None}
 
     def snapshot(self) -> Snapshot:
         """The stored tensors as they are; `restore` brings exactly these back, tied parameters included."""
@@ -82,7 +96,7 @@ class Site:
     def restore(self, old: Snapshot) -> None:
         """Put back what `snapshot` returned."""
         for key, tensor in old.items():
-            setattr(self.layer, key, tensor)
+            offload.put(self.layer, key, tensor)
 
     def write(self, w: Tensor, b: Tensor | None = None) -> None:
         """Store a canonical weight, and a bias, as new tensors: what held the old ones is not touched.
@@ -99,10 +113,15 @@ class Site:
         """A canonical tensor in the layout of the layer."""
         return w
 
+    def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
+        """A layer that holds a canonical weight, and a bias, as ordinary tensors, to stand in this one's place."""
+        self.write(w, b)
+        return self.layer
+
     def _set(self, key: str, value: Tensor) -> None:
         old = getattr(self.layer, key)
         new = nn.Parameter(value.detach().to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-        setattr(self.layer, key, new)
+        offload.put(self.layer, key, new)
 
     @property
     def matrix(self) -> tuple[int, ...]:
@@ -165,7 +184,7 @@ class Conv1DSite(Site):
     layers = ("transformers.pytorch_utils.Conv1D",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -175,10 +194,10 @@ class EmbeddingSite(Site):
     """`nn.Embedding`, stored (num, dim), read as a linear layer from one-hot rows: out = dim, in = num."""
 
     kind = "embedding"
-    layers = ("torch.nn.modules.sparse.Embedding",)
+    layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -188,9 +207,14 @@ class EmbeddingSite(Site):
         return y if b is None else y + b
 
     def scaled(self, y: Tensor) -> Tensor:
-        """Looked-up rows as the layer returns them: some architectures (Gemma) multiply inside the embedding."""
-        scale = getattr(self.layer, "embed_scale", None)
-        return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+        """Looked-up rows as the layer returns them."""
+        return scaled(self.layer, y)
+
+
+def scaled(embedding: nn.Module, y: Tensor) -> Tensor:
+    """Looked-up rows as an embedding returns them: some architectures (Gemma) multiply inside it."""
+    scale: Any = getattr(embedding, "embed_scale", None)
+    return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class ConvSite(Site):
@@ -289,7 +313,7 @@ class AttentionSite(FunctionalSite):
         super().__init__(layer, "in_proj_weight")
 
     def weight(self) -> Tensor:
-        return self.layer.in_proj_weight
+        return self.kept
 
     def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
         found, inner = super().swapped(w, b), self.layer.out_proj
@@ -311,6 +335,8 @@ class ParameterSite(FunctionalSite):
         self.local = parameter
         while hasattr(self.owner, "base_layer"):
             self.owner = self.owner.base_layer
+        if is_quantized(self.owner):
+            raise TargetError(f"parameter {parameter!r} is quantised; name its layer in `target_modules` instead")
         path = "base_layer." * _depth(layer) + parameter
         super().__init__(layer, path)
         if len(self.shape) not in (2, 3):
@@ -344,12 +370,19 @@ def _depth(layer: Any) -> int:
 
 
 def site_type(layer: nn.Module) -> type[Site] | None:
-    """The registered site for a layer, found along its class hierarchy, or None."""
-    for cls in type(layer).__mro__:
+    """The registered site for a layer, found along the class hierarchy of its weight or its own, or None."""
+    weight = type(layer._parameters.get("weight"))
+    for cls in (*(weight.__mro__ if weight is not nn.Parameter else ()), *type(layer).__mro__):
         if site := SITES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return site
     # Every architecture of Transformers has a class of its own for the same normalisation.
     return NormSite if type(layer).__name__.endswith("Norm") and "weight" in layer._parameters else None
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is stored in a codec."""
+    site = site_type(layer)
+    return site is not None and bool(site.codec)
 
 
 def site_of(layer: nn.Module) -> Site:

@@ -46,7 +46,7 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None  # type: ignore[misc]  # embedding rows to train
     use_dora: bool = False  # learn the magnitude of each output row apart
     lora_bias: bool = False  # a bias after B
-    target_parameters: list[str] | None = None  # type: ignore[misc]  # bare parameters (experts) by name
+    target_parameters: list[str] | str | None = None  # type: ignore[misc]  # bare parameters (experts), by name or regex
     layer_replication: list[list[int]] | None = None  # type: ignore[misc]  # ranges of layers to stack, weights shared
     runtime_config: LoraRuntimeConfig | dict[str, Any] = field(default_factory=LoraRuntimeConfig)  # not saved
     megatron_config: dict[str, Any] | None = reserved(None)

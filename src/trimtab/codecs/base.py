@@ -1,0 +1,64 @@
+"""What storing a weight in fewer bits asks for: a `Codec`, which is a value, and a `CodecSite`, which adapters see."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..sites import Site, bare_linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """A way to store a matrix (rows, columns), row by row; a value that `quantize_` takes."""
+
+    name: ClassVar[str]
+
+    dtype: torch.dtype | None = None  # number format that layers compute in; None: that of the weight
+
+    def encode(self, w: Tensor) -> dict[str, Tensor]:
+        """The tensors, by name, that stand for a matrix of floating point numbers; none of them needs gradients."""
+        raise NotImplementedError
+
+    def decode(self, held: Mapping[str, Tensor], columns: int) -> Tensor:
+        """The matrix (rows, columns) in float32 that these tensors stand for."""
+        raise NotImplementedError
+
+    def rows(self, held: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The tensors that stand for some rows of the matrix."""
+        return {k: t[index] for k, t in held.items()}
+
+
+class CodecSite(Site):
+    """A linear layer whose weight is stored in fewer bits, frozen; the weight that adapters see is what it stands for.
+
+    Writing a weight quantises it again. A subclass names its `layers` and `codec`, and reads and writes.
+    """
+
+    layers: ClassVar[tuple[str, ...]] = ()
+
+    def size(self) -> tuple[int, ...]:
+        return self.layer.out_features, self.layer.in_features
+
+    @property
+    def device(self) -> torch.device:
+        return self.layer.weight.device
+
+    def _set(self, key: str, value: Tensor) -> None:
+        if key == "bias":
+            super()._set(key, value)
+        else:
+            self.encode(value.detach())
+
+    def encode(self, w: Tensor) -> None:
+        """Quantise a weight in the layer's layout, and put the new tensors in the place of the old ones."""
+        raise NotImplementedError
+
+    def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
+        made: Any = bare_linear(self.inp, self.out)
+        b = self.bias if b is None else b
+        for key, t in (("weight", self.stored(w)), ("bias", b)):
+            setattr(made, key, None if t is None else nn.Parameter(t.detach().to(self.dtype).contiguous(), False))
+        return made.train(self.layer.training)
