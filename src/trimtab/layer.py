@@ -311,7 +311,8 @@ class AdapterLayer(LayerFace, nn.Module):
             a: Any = self.adapters[names[0]]
             led = a.leader.layer
             merged = a.name in led.merged_adapters
-            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
+            w = led.site.weight().detach() if merged else led.merged_weight(names)[0]
+            return a.turned(w), self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
