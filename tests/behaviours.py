@@ -32,7 +32,7 @@ def column(name: str) -> Callable[..., Any]:
     return register
 
 
-TRAINS = ("gradients", "training_rows", "compiled")
+TRAINS = ("gradients", "training_rows", "compiled", "compiled_pair")
 
 
 def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
@@ -301,8 +301,8 @@ def training_rows(row: Row, folder: Path) -> None:
 # numbers
 def number_formats(model: nn.Module) -> set[torch.dtype]:
     """Those of the adapter's tensors that have none of their own."""
-    slots = [pair for layer in adapter_layers(model) for pair in layer.parameters_of("default")]
-    return {p.dtype for slot, p in slots if slot.dtype is None}
+    own = [held[key] for layer in adapter_layers(model) for held, key, _ in layer.owned("default")]
+    return {p.dtype for p in own if p.is_floating_point()}
 
 
 @column("bf16 base, autocast")
@@ -389,8 +389,19 @@ def copies(row: Row, folder: Path) -> None:
 
 @column("compile(fullgraph)")
 def compiled(row: Row, folder: Path) -> None:
-    """The first adapter layer; whole models are compiled in test_architectures.py."""
-    model = row.trained()
+    """The first adapter layer, with one adapter; whole models are compiled in test_architectures.py."""
+    same_compiled(row, row.trained())
+
+
+@column("compile, two adapters")
+def compiled_pair(row: Row, folder: Path) -> None:
+    model = pair(row)
+    model.base_model.set_adapter(["default", "other"])
+    same_compiled(row, model)
+
+
+def same_compiled(row: Row, model: Any) -> None:
+    """The first adapter layer's result and gradients are those that it has eagerly."""
     layer, seen = adapter_layers(model)[0], []
     layer.register_forward_pre_hook(lambda m, x, k: seen.append((x, k)), with_kwargs=True)
     with torch.no_grad():

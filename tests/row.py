@@ -11,6 +11,7 @@ from tests.storage import store
 from torch import nn
 
 import trimtab
+from trimtab.method import method_of
 
 # Where to find a kind of layer in the model `zoo`.
 SITES: dict[str, dict[str, Any]] = {
@@ -39,7 +40,10 @@ INSIDE = "rows cannot be told apart inside a layer that computes in its own way"
 
 @dataclass
 class Row:
-    """A configuration on a model. `without`: columns that do not apply, and why."""
+    """A configuration on a model. `without`: columns that do not apply, and why.
+
+    A method whose effect is no weight leaves out the columns of merging by itself.
+    """
 
     name: str
     kind: str
@@ -58,6 +62,12 @@ class Row:
         """Why a column does not apply here, or None."""
         if self.oracle and column in ORACLE:
             return self.oracle
+        if column in NO_WEIGHT and (depends := method_of(self.config()).depends):
+            return f"its effect depends on {depends}"
+        if column == "compile, two adapters":
+            return (
+                self.without.get("compile(fullgraph)") or self.without.get("two adapters") or self.without.get(column)
+            )
         if self.codec and column in MERGES:
             return f"the base is quantised again: see {QUANTISED!r}"
         if column == QUANTISED and not self.codec:
@@ -114,8 +124,7 @@ def method(
     """A row for every kind of layer that a method can stand on.
 
     `refused`: kinds that PEFT refuses, which a test makes sure of. `sites`: the kinds, where it is not all but "norm".
-    `without`: columns that do not apply, with the reason, by kind of layer; under "" for every kind. A method whose
-    effect is no weight leaves out the columns of merging by itself.
+    `without`: columns that do not apply, with the reason, by kind of layer; under "" for every kind.
     """
     rows = []
     for site in sites.split() or USUAL:
@@ -123,10 +132,8 @@ def method(
         if not declares(kind, next(iter(where))):
             continue
         leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
-        if site in ("attention", "parameter", "experts", "norm"):
+        if site in ("attention", "parameter", "experts"):
             leaves |= {"rows": INSIDE, "rows, training": INSIDE}
-        if depends := trimtab.METHODS[kind].depends:
-            leaves |= dict.fromkeys(NO_WEIGHT, f"its effect depends on {depends}")
         oracle = "PEFT refuses it" if site in refused.split() else None
         rows.append(
             Row(

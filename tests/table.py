@@ -20,6 +20,8 @@ FILES = {
     for found in iter_modules([str(Path(__file__).parent / "rows")])
 }
 ROWS: list[Row] = [row for file in FILES.values() for row in file.ROWS]
+FIRST: dict[str, Row] = {row.kind: row for row in reversed(ROWS)}
+"""For each method, the row that stands first: its plainest configuration."""
 
 
 def main(*words: str) -> int:

@@ -30,11 +30,13 @@ from .auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
+from .base_state import get_base_model_state_dict, set_base_model_state_dict
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
 from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
     AdapterError,
     AdapterFileError,
+    BaseStateError,
     ConfigError,
     ConversionError,
     MergeError,
@@ -55,6 +57,7 @@ from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
 from .methods.vera import VeraConfig
+from .methods.xlora import XLoraConfig
 from .model import PeftModel
 from .prompt import PromptLearningConfig
 from .route import fast_mode
@@ -92,6 +95,7 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BaseStateError",
     "ConfigError",
     "Conversion",
     "ConversionError",
@@ -133,11 +137,13 @@ __all__ = [
     "TrimtabError",
     "TrimtabWarning",
     "VeraConfig",
+    "XLoraConfig",
     "__version__",
     "convert_to_lora",
     "create_arrow_model",
     "explain",
     "fast_mode",
+    "get_base_model_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
@@ -147,5 +153,6 @@ __all__ = [
     "load_peft_weights",
     "prepare_model_for_kbit_training",
     "save_as_lora",
+    "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

@@ -198,9 +198,11 @@ class AdapterConfig(PeftConfig):
     target_parameters: ClassVar[Any] = None
     trainable_token_indices: ClassVar[Any] = None
     layer_replication: ClassVar[Any] = None
+    ensure_weight_tying: ClassVar[bool] = False
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"
     alpha_field: ClassVar[str] = "alpha"
+    own_bias: ClassVar[str] = ""  # what `bias` calls the biases of the adapted layers; "": by the method's name
 
     target_modules: str | list[str] | None = (
         None  # names (endings), one regular expression, "all-linear", or None: known default
@@ -217,7 +219,7 @@ class AdapterConfig(PeftConfig):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        for name in ("target_modules", "exclude_modules"):
+        for name in ("target_modules", "exclude_modules", "target_parameters"):
             if isinstance(value := getattr(self, name), str):
                 try:
                     re.compile(value)
@@ -229,7 +231,7 @@ class AdapterConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             wrong.append("`layers_pattern` needs `layers_to_transform`")
-        if self.bias not in (allowed := ("none", "all", f"{self.kind.lower()}_only")):
+        if self.bias not in (allowed := ("none", "all", self.own_bias or f"{self.kind.lower()}_only")):
             wrong.append(f"`bias`={self.bias!r} is unknown; choose one of {listing(allowed)}")
         return wrong
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from .combine import shortest_targets
 from .config import AdapterConfig
 from .errors import ConfigError, ConversionError, listing
-from .inject import adapter_layers
 from .layer import AdapterLayer
-from .match import modules
+from .match import adapter_layers, modules
 from .method import METHODS, method_of
 from .methods.lora import LoraConfig
 from .model import PeftModel

@@ -42,6 +42,10 @@ class ConversionError(TrimtabError, TypeError, ValueError):
     """An adapter that has no equivalent of the kind that was asked for."""
 
 
+class BaseStateError(TrimtabError, RuntimeError, ValueError):
+    """A state that is not that of the base model."""
+
+
 class CompatError(TrimtabError, RuntimeError):
     """Something that another library has done forbids what was asked."""
 

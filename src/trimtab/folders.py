@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from . import inject, prompt, state
-from .config import PeftConfig
+from .config import AdapterConfig, PeftConfig
 from .errors import AdapterError, AdapterFileError, ConfigError, listing
 from .files import find
 from .fingerprint import METADATA_KEY, differences
+from .method import method_of
 from .save import read, save_adapter, write_card
 from .state import WEIGHTS_NAME, LoadResult
 
@@ -96,6 +97,10 @@ class AdapterFolders:
         """
         cfg = config or PeftConfig.from_pretrained(model_id, **kwargs)
         cfg.inference_mode = not is_trainable
+        if isinstance(cfg, AdapterConfig):
+            for name, source in (companions := method_of(cfg).companions(cfg)).items():
+                beside = Path(model_id) / name
+                companions[name] = str(beside) if beside.is_dir() else source
         chosen = cls if cls.mixed else task_class(cfg, cls)
         strict = state.STRICT.on if strict is None else strict  # when not, what the file lacks begins as ever
         undo = remembered(model)

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from .config import AdapterConfig, PeftConfig
 from .errors import AdapterError, AdapterFileError, listing, warn
 from .files import find
-from .inject import adapter_layers
 from .layer import AdapterLayer
-from .match import modules
+from .match import adapter_layers, modules
 from .method import Adapter, method_of
 from .model import PeftModel
 from .save import read
@@ -85,7 +84,7 @@ def _fitted(base: nn.Module, name: str, config: Any, tensors: dict[str, Tensor],
     wrong: list[str] = []
     for path, layer in modules(base):
         a = layer.adapters.get(name) if isinstance(layer, AdapterLayer) and not layer.follows else None
-        if a is None or not a.method.product:
+        if a is None or a.follows or not a.method.product:
             continue
         keys = [f"{root}{path}.{a.slots[slot].key}" for slot in a.method.product]
         held = [a.tensor(slot) for slot in a.method.product]

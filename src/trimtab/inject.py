@@ -6,21 +6,21 @@ Everything is found out and checked first; only then is the model touched, so th
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import match
+from . import match, tie
 from .config import AdapterConfig
 from .errors import AdapterError, ConfigError, TargetError, TrimtabError, listing
 from .held import Shared
 from .layer import AdapterLayer
-from .match import Place
+from .match import Place, adapter_layers
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
+from .shared import make_shared
 from .sites import ParameterSite, Site, is_quantized, site_of
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
@@ -36,6 +36,7 @@ class Mount:
     slots: dict[str, Slot]
     parameter: str = ""
     aliases: list[Place] = field(default_factory=list)  # other places where the same module stands
+    followers: list[Place] = field(default_factory=list)  # tied layers that share its adapter
 
     @property
     def path(self) -> str:
@@ -52,11 +53,6 @@ class Request:
     method: Method
     empty: bool = False
     autocast: bool = True
-
-
-def adapter_layers(model: nn.Module) -> Iterator[AdapterLayer]:
-    """The adapter layers of a model, those of token rows included."""
-    return (m for _, m in match.modules(model) if isinstance(m, AdapterLayer))
 
 
 def switches(model: nn.Module) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
@@ -92,6 +88,7 @@ def inject(
         mounts = plan(model, request, state_dict)
         tokens = plan_tokens(model, cfg)
         keeps = plan_modules_to_save(model, cfg)
+        tie.check(model, cfg, request.method, [f for m in mounts for f in m.followers], keeps)
         if not mounts and not tokens and not keeps:
             raise ConfigError(f"{type(cfg).__name__} adapts nothing: no targets, tokens or modules to save are named")
     except BaseException:
@@ -101,12 +98,11 @@ def inject(
     router = router_of(model)
     if not any(switches(model)):
         model.requires_grad_(False)
-    shared = make_shared(model, request, mounts)
+    shared = make_shared(model, request, [m.slots for m in mounts], mounts[0].site if mounts else None)
     for mount in mounts:
         mount_adapter(mount, request, router, shared)
     put_tokens(tokens, request, router)
-    for place in keeps:
-        put_module_to_save(place, name, router)
+    put_modules_to_save(keeps, name, router, cfg.ensure_weight_tying)
     train_biases(model, request)
     watch(model, request, router)
 
@@ -135,6 +131,7 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
     if state_dict is not None:
         places = [p for p in places if any(f"{p.name}.{method.prefix}" in key for key in state_dict)]
     match.check_inside_attention(places)
+    places, followers = tie.lead(model, cfg, places)
     mounts: list[Mount] = []
     wrong: list[tuple[type[TrimtabError], str]] = []
     wanted = [(p, "") for p in (*places, *attention_outputs(places))] + match.parameter_targets(model, cfg)
@@ -146,6 +143,8 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
         with noting(wrong, place.name):
             mount = first[id(place.module), parameter] = Mount(place, site_at(place, parameter), cfg, {}, parameter)
             mounts.append(mount)
+    if followers:
+        mounts[0].followers = followers
     if not wrong:
         method.prepare(cfg, {m.path: m.site for m in mounts})
     for mount in mounts:
@@ -213,7 +212,7 @@ def plan_modules_to_save(model: nn.Module, cfg: AdapterConfig) -> list[Place]:
         raise TargetError(
             f"`modules_to_save`: no module is called {listing(missing)}. {match.suggest(missing, places)}"
         )
-    found = [p for p in places if p.name.endswith(tuple(cfg.modules_to_save))]
+    found = tie.lead_modules(model, cfg, [p for p in places if p.name.endswith(tuple(cfg.modules_to_save))])
     if stored := [p.name for p in found if any(map(is_quantized, p.module.modules()))]:
         raise TargetError(f"{listing(stored)} cannot be trained in full (`modules_to_save`): quantised")
     if both := [p.name for p in found if isinstance(p.module, AdapterLayer)]:
@@ -262,32 +261,6 @@ def plan_tokens(model: nn.Module, cfg: AdapterConfig) -> list[tuple[Place, tuple
 
 
 # edit: nothing is checked here
-def make_shared(model: nn.Module, request: Request, mounts: Sequence[Mount]) -> dict[str, Shared]:
-    """The tensors all layers read, by slot name: the model's containers, or new ones, with this adapter's in them."""
-    slots: dict[str, Slot] = {}
-    for slot in (s for m in mounts for s in m.slots.values() if s.shared):
-        before = slots.get(slot.place, slot)
-        slots[slot.place] = replace_fields(slot, shape=tuple(map(max, before.shape, slot.shape)))
-    if not slots:
-        return {}
-    held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
-    device, dtype = mounts[0].site.device, mounts[0].site.dtype
-    half = dtype in (torch.bfloat16, torch.float16)
-    for place, start in request.method.shared({k: s.shape for k, s in slots.items()}, request.cfg).items():
-        slot = slots[place]
-        start = start.to(device if device.type != "meta" else "cpu", slot.dtype or dtype)  # rounded first, as in files
-        start = start.float() if half and request.autocast and slot.dtype is None else start
-        part = slot.part if slot.module else ""
-        held.setdefault(slot.name, Shared()).put(request.name, part, start, slot.trainable)
-    return held
-
-
-def trained_together(model: nn.Module) -> dict[str, Shared]:
-    """The containers of what layers share and train, by slot name."""
-    held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
-    return {k: m for k, m in held.items() if any(True for _ in m.parameters())}
-
-
 def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[str, Shared]) -> None:
     """Wrap the layer if it is not yet, and give it the adapter."""
     place, current = mount.place, mount.place.parent._modules[mount.place.key]
@@ -305,6 +278,8 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
             request.method.derive(adapter)
         if not request.empty or request.method.changes_base(mount.cfg):
             request.method.start(adapter)
+    for follower in mount.followers:
+        tie.follow(follower, request.name, layer)
 
 
 def put_tokens(tokens: Sequence[tuple[Place, tuple[int, ...], bool]], request: Request, router: Router) -> None:
@@ -331,13 +306,24 @@ def put_tokens(tokens: Sequence[tuple[Place, tuple[int, ...], bool]], request: R
         source = source if tied else layer
 
 
-def put_module_to_save(place: Place, name: str, router: Router) -> None:
-    """Wrap a module that is trained in full, and give the adapter its copy."""
+def put_modules_to_save(places: Sequence[Place], name: str, router: Router, tied: bool = False) -> None:
+    """Wrap modules that are trained in full, and give the adapter its copies; `tied`: of tied modules, one copy."""
+    copies: dict[int, nn.Parameter] = {}
+    for place in places:
+        wrapper = put_module_to_save(place, name, router)
+        if tied and (weight := getattr(wrapper.original_module, "weight", None)) is not None:
+            twin: Any = wrapper.modules_to_save[name]
+            twin.weight = copies.setdefault(id(weight), twin.weight)
+
+
+def put_module_to_save(place: Place, name: str, router: Router) -> ModulesToSaveWrapper:
+    """Wrap a module that is trained in full, and give the adapter its copy; returns the wrapper."""
     wrapper = place.parent._modules[place.key]
     if not isinstance(wrapper, ModulesToSaveWrapper):
         wrapper = ModulesToSaveWrapper(place.module, place.name, router)
         place.parent._modules[place.key] = wrapper
     wrapper.add(name)
+    return wrapper
 
 
 def biases(model: nn.Module, cfg: AdapterConfig) -> dict[str, nn.Parameter]:
@@ -372,6 +358,13 @@ def replace(model: nn.Module, merge: bool) -> None:
         for key, child in parent._modules.items():
             while isinstance(child, (AdapterLayer, Wrapper)):
                 child = parent._modules[key] = _inner(child, merge)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The base model's own module that stands under any wrappers."""
+    while isinstance(module, (AdapterLayer, Wrapper)):
+        module = _inner(module, merge=False)
+    return module
 
 
 def _inner(wrapper: nn.Module, merge: bool) -> nn.Module:

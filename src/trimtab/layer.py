@@ -90,12 +90,16 @@ class AdapterLayer(LayerFace, nn.Module):
                 self._container(slot.name, Held).put(name, part, made_now, trainable=False)
             else:
                 self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
-        if method.dropout:
-            p = getattr(cfg, method.dropout)
+        self.join(adapter)
+
+    def join(self, a: Adapter) -> None:
+        """Let an adapter whose tensors are there be one of the layer's."""
+        if a.method.dropout:
+            p = getattr(a.cfg, a.method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
-            self._container(method.dropout, nn.ModuleDict).add_module(name, dropout.train(self.training))
-        self.adapters[name] = adapter
-        self.scaling[name] = method.scaling(self.site, cfg)
+            self._container(a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
+        self.adapters[a.name] = a
+        self.scaling[a.name] = a.method.scaling(self.site, a.cfg)
         self._plans.clear()
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
@@ -132,7 +136,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules[slot_name]
+            held: Any = self._modules.get(slot_name, {})
             if name in held:  # not yet gone with another layer's that shares or is tied to it
                 del held[name]
         self.scaling.pop(name)
@@ -149,7 +153,7 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)
-        slots = adapter.slots.values() if adapter else ()
+        slots = adapter.slots.values() if adapter and not adapter.follows else ()
         return [s for s in slots if s.kept and (s.trainable or not s.shared)]
 
     def parameters_of(self, name: str) -> Iterator[tuple[Slot, nn.Parameter]]:
@@ -266,7 +270,7 @@ class AdapterLayer(LayerFace, nn.Module):
     def _composed(self, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
         w, b = self.site.weight(), self.site.bias
         for a in adapters:
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
@@ -303,12 +307,17 @@ class AdapterLayer(LayerFace, nn.Module):
     # merge
     def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The weight and bias with these adapters in them, composed in float32 or more from the layer as it stands."""
+        if names and all(self.adapters[n].follows for n in names):  # to the bit, so that the layers stay tied
+            a: Any = self.adapters[names[0]]
+            led = a.leader.layer
+            merged = a.name in led.merged_adapters
+            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
         for name in names:
             a = self.adapters[name].to(dtype)
-            w, b = a.method.weight(w, a), a.method.bias(b, a)
+            w, b = a.method.both(w, b, a)
         return w, b
 
     def check_merge(self, names: Sequence[str], safe: bool, dequantize: bool = False) -> list[str]:

@@ -49,6 +49,11 @@ def modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 stack.append((f"{path}.{key}" if path else key, child))
 
 
+def adapter_layers(model: nn.Module) -> Iterator[AdapterLayer]:
+    """The adapter layers of a model, those of token rows included."""
+    return (m for _, m in modules(model) if isinstance(m, AdapterLayer))
+
+
 def walk(root: nn.Module, name: str = "") -> Iterator[Place]:
     """Every module of the base model below `root`, also those inside adapter layers, never the adapters' own."""
     for key, child in root._modules.items():
@@ -189,12 +194,17 @@ def suggest(wanted: str | Sequence[str], there: Sequence[Place | str]) -> str:
     return f"Nearest: {listing(close)}." if close else f"It has {listing(last, 12)}."
 
 
+def means(wanted: str, name: str) -> bool:
+    """Whether a parameter's name is meant by its ending, or by a regular expression for the whole of it."""
+    return ends_with(name, [wanted]) or re.fullmatch(wanted, name) is not None
+
+
 def parameter_targets(model: nn.Module, cfg: AdapterConfig) -> list[tuple[Place, str]]:
     """Module and parameter name of each bare parameter that `target_parameters` means, in the model's order.
 
     Raises `NoMatchingPeftModuleError` when one of the names means nothing.
     """
-    wanted = cfg.target_parameters
+    wanted = [cfg.target_parameters] if isinstance(cfg.target_parameters, str) else cfg.target_parameters
     if not wanted:
         return []
     found: list[tuple[Place, str]] = []
@@ -205,9 +215,9 @@ def parameter_targets(model: nn.Module, cfg: AdapterConfig) -> list[tuple[Place,
         for key in bare(place.module)._parameters:
             name = f"{place.name}.{key}"
             names.append(name)
-            if ends_with(name, wanted) and not hits(name, cfg.exclude_modules) and in_layers(name, cfg):
+            if any(means(w, name) for w in wanted) and not hits(name, cfg.exclude_modules) and in_layers(name, cfg):
                 found.append((place, key))
-    if missing := [w for w in wanted if not any(ends_with(n, [w]) for n in names)]:
+    if missing := [w for w in wanted if not any(means(w, n) for n in names)]:
         raise NoMatchingPeftModuleError(
             f"`target_parameters`: no parameter is called {listing(missing)}. {suggest(missing, names)} "
             "(a parameter of the top module itself cannot be adapted)"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
 from .held import holder_of
@@ -89,6 +90,9 @@ class Slot:
 class Adapter:
     """One adapter bound to one layer: `a.A`, `a.B`, ... are its tensors, beside `a.cfg`, `a.site` and `a.scale`."""
 
+    follows: ClassVar[bool] = False
+    """Whether its tensors are another adapter's."""
+
     def __init__(self, name: str, method: "Method", cfg: Any, site: Site, slots: dict[str, Slot], layer: Any) -> None:
         self.name, self.method, self.cfg, self.site, self.slots, self.layer = name, method, cfg, site, slots, layer
         self._cast: dict[str, Tensor] | None = None
@@ -105,7 +109,8 @@ class Adapter:
             return self._cast[key]
         try:
             held, part = self._where[key]
-            return held[part]
+            tensor = held[part]
+            return self._find(key) if tensor.is_meta else tensor
         except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
             return self._find(key)
 
@@ -113,11 +118,13 @@ class Adapter:
         slot = self.slots[key]
         held: Any = self.layer._modules[slot.name]
         owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
-        if slot.shared:
-            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
-        if part in owner._parameters:
+        if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part)
+        found = offload.get(owner, part)
+        if not slot.shared:
+            return found
+        found = found[tuple(slice(n) for n in slot.shape)]
+        return found if found.device == self.site.device else found.to(self.site.device)
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -157,7 +164,9 @@ class Adapter:
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training, as its configuration says."""
-        return getattr(self.layer, self.method.dropout)[self.name](x) if self.method.dropout else x
+        if not self.method.dropout or not x.is_floating_point():  # indices of an embedding are not to be dropped
+            return x
+        return getattr(self.layer, self.method.dropout)[self.name](x)
 
 
 class Start:
@@ -198,6 +207,8 @@ class Method:
     """Default targets by architecture, where a user names none."""
     product: ClassVar[tuple[str, str] | tuple[()]] = ()
     """Names of the slots (r, in) and (out, r) whose product, scaled, is the update; () where it is no such product."""
+    transposed: ClassVar[Mapping[str, str]] = {}
+    """For each slot, the one whose transposed tensor makes the same update of the transposed weight."""
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
@@ -236,6 +247,10 @@ class Method:
         """The bias that the adapter turns `b` into."""
         return b
 
+    def both(self, w: Tensor, b: Tensor | None, a: Any) -> tuple[Tensor, Tensor | None]:
+        """`weight` and `bias`, for a bias that depends on the weight that comes in."""
+        return self.weight(w, a), self.bias(b, a)
+
     input: Callable[..., Tensor] | None = None
     """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
     output: Callable[..., Tensor] | None = None
@@ -262,11 +277,15 @@ class Method:
         raise NotImplementedError
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of the shared slots, by slot name, given each one's largest shape in the model."""
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
     def shared_keys(self, cfg: Any) -> dict[str, str]:
         """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
+        return {}
+
+    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
+        """Of the slots that a file holds in part only: the axis, and the indices along it that are in the file."""
         return {}
 
     def start(self, a: Adapter) -> None:
@@ -274,6 +293,17 @@ class Method:
 
     def derive(self, a: Adapter) -> None:
         """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+
+    def companions(self, cfg: Any) -> dict[str, str]:
+        """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.
+
+        The adapter then stands on the layers that any of them is on.
+        """
+        return {}
+
+    def trained_along(self, cfg: Any) -> Sequence[str]:
+        """The names of companions that are trained when the adapter is."""
+        return ()
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from . import inject, prompt
+from .combine import shortest_targets
 from .config import AdapterConfig, PeftConfig, TaskType
 from .errors import AdapterError, listing
 from .fingerprint import Fingerprint, fingerprint
-from .folders import TASKS, AdapterFolders
+from .folders import TASKS, AdapterFolders, remembered
 from .method import method_of
+from .resize import resize_token_embeddings
 from .tuner import Tuner
 
 ON_CREATE: list[Callable[[], None]] = []
@@ -59,6 +61,7 @@ class PeftModel(AdapterFolders, nn.Module):
         self.fingerprint: Fingerprint = fingerprint(model)
         checkpointed = getattr(model, "is_gradient_checkpointing", False)
         self.prompts_enabled = True
+        self.vocabulary_resized = False
         self._describe(model, peft_config)
         self.base_model: Any
         if peft_config.is_prompt_learning:
@@ -68,8 +71,9 @@ class PeftModel(AdapterFolders, nn.Module):
             self._add_prompt(adapter_name, peft_config, autocast_adapter_dtype)
             self.set_adapter(adapter_name, inference_mode=peft_config.inference_mode)
         else:
-            cfg = cast(AdapterConfig, peft_config)
-            self.base_model = Tuner(model, cfg, adapter_name, low_cpu_mem_usage, autocast_adapter_dtype)
+            self.base_model = Tuner(model, {})
+            self._add_weights(adapter_name, cast(AdapterConfig, peft_config), low_cpu_mem_usage, autocast_adapter_dtype)
+            self.set_adapter(adapter_name, inference_mode=peft_config.inference_mode)
         if checkpointed:
             self.prepare_model_for_gradient_checkpointing(model)
 
@@ -85,6 +89,23 @@ class PeftModel(AdapterFolders, nn.Module):
             names = [*(cfg.modules_to_save or []), *self.heads]  # type: ignore[attr-defined]
             cfg.modules_to_save = list(dict.fromkeys(names))  # type: ignore[attr-defined]
 
+    def _add_weights(self, name: str, cfg: AdapterConfig, empty: bool, autocast: bool) -> None:
+        """Put a weight adapter in; the adapters that it works with are loaded first, and it stands on their layers."""
+        needed = method_of(cfg).companions(cfg)
+        undo = remembered(self.base_model.model) if not self.peft_config else lambda: None
+        try:
+            for other, source in needed.items():
+                if other not in self.peft_config:
+                    self.base_model.add(other, PeftConfig.from_pretrained(source), True, autocast)
+                    self._load(source, other, True)
+            if needed:
+                layers = [layer for layer in self.base_model.layers if needed.keys() & layer.adapters.keys()]
+                vars(cfg)["target_modules"] = shortest_targets(self.base_model.model, layers)
+            self.base_model.add(name, cfg, empty, autocast)
+        except BaseException:
+            undo()
+            raise
+
     def _add_prompt(self, name: str, cfg: PeftConfig, autocast: bool = True) -> None:
         if name in self._configs:
             raise AdapterError(f"the model already has an adapter {name!r}; choose another name or delete it first")
@@ -98,8 +119,7 @@ class PeftModel(AdapterFolders, nn.Module):
         if len(self._configs) == 1:
             self.base_model.requires_grad_(False)
         router = inject.router_of(self.base_model)
-        for place in heads:
-            inject.put_module_to_save(place, name, router)
+        inject.put_modules_to_save(heads, name, router)
 
     # what there is
     @property
@@ -224,6 +244,10 @@ class PeftModel(AdapterFolders, nn.Module):
         finally:
             router.rows = before
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
+        """Resize the base's embeddings and what stands on them; see `trimtab.resize`."""
+        return resize_token_embeddings(self, new_num_tokens, **kwargs)
+
     # switch
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Let this adapter act, or these in this order, and let exactly it or these be trained."""
@@ -272,7 +296,7 @@ class PeftModel(AdapterFolders, nn.Module):
         """Put another adapter in; `set_adapter` makes it act. Raises before anything is changed."""
         if peft_config.is_prompt_learning != self.is_prompt_learning:
             raise AdapterError("prompt adapters and weight adapters cannot be put into one model")
-        if not self.mixed and not self.is_prompt_learning and peft_config.kind != self.active_peft_config.kind:
+        if not (self.mixed or self.is_prompt_learning or self._may_stand_beside(peft_config)):
             raise AdapterError(
                 f"the model has {self.active_peft_config.kind} adapters; for {peft_config.kind} beside them "
                 "make it with get_peft_model(..., mixed=True)"
@@ -282,7 +306,11 @@ class PeftModel(AdapterFolders, nn.Module):
             self._add_prompt(adapter_name, peft_config, autocast_adapter_dtype)
             self.set_adapter(self._active[0])
         else:
-            self.base_model.add(adapter_name, peft_config, low_cpu_mem_usage, autocast_adapter_dtype)
+            self._add_weights(adapter_name, cast(AdapterConfig, peft_config), low_cpu_mem_usage, autocast_adapter_dtype)
+
+    def _may_stand_beside(self, cfg: PeftConfig) -> bool:
+        """Whether an adapter is of the method of those there are, or works with some of them."""
+        return cfg.kind == self.active_peft_config.kind or bool(method_of(cast(AdapterConfig, cfg)).companions(cfg))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter and free its tensors."""

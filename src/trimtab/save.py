@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,9 +46,9 @@ def save_adapter(
     if model.is_prompt_learning:
         tensors = prompt.state(model, name)
     else:
-        wanted = _has_embeddings(cfg) if embeddings == "auto" else bool(embeddings)
+        wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
-    if empty := [k for k, t in tensors.items() if t.is_meta or t.numel() == 0]:
+    if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )
@@ -64,7 +65,10 @@ def write_adapter(folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerp
     first = {
         t.data_ptr(): k for k, t in reversed(list(tensors.items()))
     }  # tied tensors are written once each, as in PEFT
-    apart = {k: t.contiguous() if first[t.data_ptr()] == k else t.clone() for k, t in tensors.items()}
+    apart = {
+        k: t.contiguous() if first[t.data_ptr()] == k else t.clone(memory_format=torch.contiguous_format)
+        for k, t in tensors.items()
+    }
     write_tensors(folder / state.WEIGHTS_NAME, apart, metadata)
     saved_mode, cfg.inference_mode = cfg.inference_mode, True
     try:

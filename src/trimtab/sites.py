@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import offload
 from .errors import MergeError, TargetError, listing
 
 Snapshot = dict[str, Tensor]
@@ -32,6 +33,8 @@ class Site:
     """The storage of the weight; "" for plain tensors."""
     refusal: str = ""
     """Why no weight can be written, where the storage does not allow it; to stand after "because"."""
+    biased: ClassVar[str] = "bias"
+    """The name of the bias in the layer, where it has one."""
     gain: ClassVar[float] = 1.0
     """A factor on the scale of additive updates at this kind of site."""
 
@@ -55,20 +58,27 @@ class Site:
         """Find the sizes of output and input, `out` and `inp`, from the shape."""
         self.out, self.inp = self.shape[0], self.shape[1]
 
+    @property
+    def kept(self) -> Tensor:
+        """The weight as it is stored."""
+        return offload.get(self.layer, self.parameter)
+
     # the weight
     def weight(self) -> Tensor:
         """The canonical weight, differentiable where the stored one is."""
-        return self.layer.weight
+        return self.kept
 
     @property
     def bias(self) -> Tensor | None:
         """The bias (out,), if the layer has one."""
-        return getattr(self.layer, "bias", None)
+        return offload.get(self.layer, self.biased)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lives."""
-        return self.weight().device
+        """Where the layer computes."""
+        held = getattr(self.layer, self.parameter)
+        hook = offload.hook_of(self.layer) if held.is_meta else None
+        return held.device if hook is None else torch.device(hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +87,7 @@ class Site:
 
     def owned(self) -> dict[str, Tensor]:
         """The stored tensors that a merge replaces, by their name in the layer."""
-        return {k: v for k in (self.parameter, "bias") if (v := getattr(self.layer, k, None)) is not None}
+        return {k: v for k in (self.parameter, self.biased) if (v := offload.get(self.layer, k)) is not None}
 
     def snapshot(self) -> Snapshot:
         """The stored tensors as they are; `restore` brings exactly these back, tied parameters included."""
@@ -86,7 +96,7 @@ class Site:
     def restore(self, old: Snapshot) -> None:
         """Put back what `snapshot` returned."""
         for key, tensor in old.items():
-            setattr(self.layer, key, tensor)
+            offload.put(self.layer, key, tensor)
 
     def write(self, w: Tensor, b: Tensor | None = None) -> None:
         """Store a canonical weight, and a bias, as new tensors: what held the old ones is not touched.
@@ -97,7 +107,7 @@ class Site:
             raise MergeError(f"a weight of shape {tuple(w.shape)} does not fit a layer whose weight is {self.shape}")
         self._set(self.parameter, self.stored(w))
         if b is not None:
-            self._set("bias", b)
+            self._set(self.biased, b)
 
     def stored(self, w: Tensor) -> Tensor:
         """A canonical tensor in the layout of the layer."""
@@ -111,7 +121,7 @@ class Site:
     def _set(self, key: str, value: Tensor) -> None:
         old = getattr(self.layer, key)
         new = nn.Parameter(value.detach().to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-        setattr(self.layer, key, new)
+        offload.put(self.layer, key, new)
 
     @property
     def matrix(self) -> tuple[int, ...]:
@@ -174,7 +184,7 @@ class Conv1DSite(Site):
     layers = ("transformers.pytorch_utils.Conv1D",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -187,7 +197,7 @@ class EmbeddingSite(Site):
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -266,18 +276,18 @@ class FunctionalSite(Site):
     pointwise = False
 
     def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {self.parameter: self.stored(w)}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+        return torch.func.functional_call(self.layer, self.swapped(w, b), (x, *args), kwargs)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        """The parameters to put in, by their path in the layer."""
+        return {self.parameter: self.stored(w)} | ({} if b is None else {self.biased: b})
 
 
 class NormSite(FunctionalSite):
     """A normalisation: its weight (features,) scales what it returns, its bias (features,) shifts it."""
 
     kind = "norm"
+    pointwise = True
     layers = tuple(f"torch.nn.modules.normalization.{n}" for n in ("LayerNorm", "RMSNorm", "GroupNorm"))
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
@@ -288,20 +298,13 @@ class NormSite(FunctionalSite):
     def measure(self) -> None:
         self.out = self.inp = math.prod(self.shape)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"weight": w} | ({} if b is None else {"bias": b})
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
-
 
 class AttentionSite(FunctionalSite):
     """`nn.MultiheadAttention`: the weight is its joint input projection (3 * dim, dim); `out_proj` is its own site."""
 
     kind = "attention"
     layers = ("torch.nn.modules.activation.MultiheadAttention",)
+    biased = "in_proj_bias"
 
     def __init__(self, layer: nn.Module, parameter: str = "in_proj_weight") -> None:
         if layer.in_proj_weight is None:
@@ -309,19 +312,15 @@ class AttentionSite(FunctionalSite):
         super().__init__(layer, "in_proj_weight")
 
     def weight(self) -> Tensor:
-        return self.layer.in_proj_weight
+        return self.kept
 
-    def owned(self) -> dict[str, Tensor]:
-        return {"in_proj_weight": self.layer.in_proj_weight}
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"in_proj_weight": w}
-        inner: Any = self.layer.out_proj
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        found, inner = super().swapped(w, b), self.layer.out_proj
         if hasattr(inner, "effective"):
             weight, bias = inner.effective()
-            swapped |= {"out_proj.base_layer.weight": weight}
-            swapped |= {} if bias is None else {"out_proj.base_layer.bias": bias}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+            found |= {"out_proj.base_layer.weight": weight}
+            found |= {} if bias is None else {"out_proj.base_layer.bias": bias}
+        return found
 
 
 class ParameterSite(FunctionalSite):
@@ -346,6 +345,10 @@ class ParameterSite(FunctionalSite):
 
     def weight(self) -> Tensor:
         return getattr(self.owner, self.local)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
 
     def owned(self) -> dict[str, Tensor]:
         return {self.local: self.weight()}

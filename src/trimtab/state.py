@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
 from .held import holder_of
-from .inject import adapter_layers, biases
+from .inject import biases
 from .layer import AdapterLayer
-from .match import ends_with, modules
+from .match import adapter_layers, ends_with, modules
 from .method import method_of
 from .wrappers import ModulesToSaveWrapper
 
@@ -39,11 +40,19 @@ class LoadResult(NamedTuple):
 
 @dataclass
 class Entry:
-    """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place."""
+    """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place.
+
+    Where a file holds a part of it only, `tensor` is that part, `put` takes it, and `part` makes it from the whole.
+    """
 
     path: str
     tensor: Tensor
     put: Callable[[Tensor], None]
+    part: Callable[[Tensor], Tensor] = torch.Tensor.detach
+
+
+def _held_elsewhere(value: Tensor) -> None:
+    """Nothing to do: the tensor is another's, which the file holds too."""
 
 
 def _copy_into(held: Tensor) -> Callable[[Tensor], None]:
@@ -92,7 +101,28 @@ def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
     return None
 
 
+def _part(path: str, held: Tensor, axis: int, index: Tensor) -> Entry:
+    """The entry of a tensor of which a file holds these indices along an axis."""
+
+    def put(value: Tensor) -> None:
+        with torch.no_grad():
+            held.zero_().index_copy_(axis, index, value.to(held))
+
+    def part(t: Tensor) -> Tensor:
+        return t.index_select(axis, index.to(t.device))
+
+    return Entry(path, part(held), put, part)
+
+
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
+    parts: dict[str, tuple[int, Tensor]] = {}
+    if (a := layer.adapters.get(name)) is not None:
+        parts = {a.slots[k].place: v for k, v in a.method.in_file(a).items()}
+        if a.follows:
+            yield from (
+                (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
+                for key, slot in a.slots.items()
+            )
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue
@@ -102,8 +132,9 @@ def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, 
             put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        inside = f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}"
-        yield path + slot.key, Entry(path + inside, parameter, put)
+        inside = path + (f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}")
+        whole = Entry(inside, parameter, put)
+        yield path + slot.key, _part(inside, parameter, *parts[slot.place]) if slot.place in parts else whole
 
 
 def adapter_state(
@@ -119,7 +150,10 @@ def adapter_state(
     `whole`: tensors by their names in memory to take instead of the model's own, as gathered from a sharded model.
     """
     whole = whole or {}
-    state = {key: whole.get(e.path, e.tensor).detach() for key, e in entries(model, name, cfg, root).items()}
+    state = {
+        key: e.part(whole[e.path]) if e.path in whole else e.tensor.detach()
+        for key, e in entries(model, name, cfg, root).items()
+    }
     if embeddings:
         state |= {root + k: t.detach() for k, t in embedding_tensors(model).items()}
     return state
@@ -129,12 +163,13 @@ def embedding_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the base's input and output embeddings, by their path in `model`."""
     ours = [f"{path}.base_layer." for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
     found: dict[str, Tensor] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
+    for path, _ in model.named_parameters(remove_duplicate=False):
         bare = path
         for o in ours:
             bare = bare.replace(o, o.removesuffix("base_layer."))
         if ends_with(bare.rpartition(".")[0], EMBEDDINGS) and path.rpartition(".")[2] in ("weight", "bias"):
-            found[path] = parameter
+            owner, _, key = path.rpartition(".")
+            found[path] = offload.get(model.get_submodule(owner), key)
     return found
 
 

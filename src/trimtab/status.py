@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .errors import AdapterError
 from .fingerprint import standing_for
-from .inject import adapter_layers, switches
+from .inject import switches
 from .layer import AdapterLayer
+from .match import adapter_layers
 from .model import PeftModel
 from .tuner import Tuner
 

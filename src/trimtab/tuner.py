@@ -15,6 +15,7 @@ from .config import AdapterConfig
 from .errors import AdapterError, MergeError, listing, warn
 from .layer import AdapterLayer, Owned, WeightError
 from .method import method_of
+from .shared import trained_together
 from .watch import forget
 from .wrappers import ModulesToSaveWrapper
 
@@ -71,7 +72,9 @@ class Tuner(nn.Module):
         configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
         for name, cfg in configs.items():
             self.add(name, cfg, empty=low_cpu_mem_usage, autocast=autocast_adapter_dtype, state_dict=state_dict)
-        self.set_adapter(next(iter(configs)), inference_mode=all(c.inference_mode for c in configs.values()))
+        self._active: tuple[str, ...] = ()
+        if configs:
+            self.set_adapter(next(iter(configs)), inference_mode=all(c.inference_mode for c in configs.values()))
 
     def add(
         self, name: str, cfg: AdapterConfig, empty: bool = False, autocast: bool = True, state_dict: Any = None
@@ -84,7 +87,7 @@ class Tuner(nn.Module):
         inject.inject(self.model, cfg, name, empty=empty, autocast=autocast, state_dict=state_dict)
         self.peft_config[name] = cfg
         self._switches = None
-        for key, shared in inject.trained_together(self.model).items():
+        for key, shared in trained_together(self.model).items():
             self._modules[key] = shared
         self._train(name, False)
 
@@ -144,8 +147,10 @@ class Tuner(nn.Module):
         self._active = tuple(names)
         for layer in self.switches:
             layer.activate(names)
+        configs = [self.peft_config[name] for name in names]
+        trained = {*names, *(n for cfg in configs for n in method_of(cfg).trained_along(cfg))}
         for name in self.peft_config:
-            self._train(name, name in names and not inference_mode)
+            self._train(name, name in trained and not inference_mode)
 
     def _train(self, name: str, on: bool) -> None:
         """Switch an adapter's gradients: over its tensors as they lie in their modules, found once, for speed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .match import adapter_layers
 from .method import Method
 from .route import Router
 
@@ -39,7 +40,7 @@ class Watch:
         """Forward pre-hook: ask each method about the call."""
         if self.inside:  # a method that runs the model to find out
             return None
-        self.inside = True
+        self.inside, self.router.calls = True, {}
         kwargs = self.router.given | kwargs
         try:
             self.router.calls = {n: m.before(model, n, cfg, kwargs) for n, m, cfg in self.acting()}
@@ -63,8 +64,6 @@ def watch(model: nn.Module, request: "Request", router: Router) -> None:
     if kind.before is Method.before and kind.after is Method.after and not kind.arguments:
         return
     seen: Watch = model.__dict__.setdefault("adapter_watch", Watch(router))
-    from .inject import adapter_layers
-
     layer = next(layer for layer in adapter_layers(model) if request.name in layer.adapters)
     seen.adapters[request.name] = (request.method, request.cfg, layer)
     if not seen.handles:

@@ -49,6 +49,10 @@ def option_rows() -> list[Row]:
             lora("parameters, modules", target_modules=["lin1"], target_parameters=["lin0.weight", "experts.up"]),
             INSIDE, "rows", "rows, training",
         ),
+        without(
+            lora("parameters as regex", target_modules=[], target_parameters=r"(lin0\.weight|experts\..*)"), INSIDE,
+            "rows", "rows, training", oracle="PEFT knows names only",
+        ),
         lora("default targets", "llama"),
         lora("all-linear", "llama", target_modules="all-linear"),
         lora("layers_to_transform", "llama", layers_to_transform=[1], target_modules=["q_proj", "down_proj"]),

@@ -11,11 +11,12 @@ from torch import nn
 
 from ..config import PeftConfig
 from ..errors import AdapterError, ConfigError, TrimtabError
-from ..inject import adapter_layers
+from ..match import adapter_layers
+from ..methods.dora import DoraCaching
 
 __all__ = [
-    "check_if_peft_model", "disable_input_dtype_casting", "rescale_adapter_scale", "update_forward_signature",
-    "update_generate_signature", "update_signature",
+    "DoraCaching", "check_if_peft_model", "disable_input_dtype_casting", "rescale_adapter_scale",
+    "update_forward_signature", "update_generate_signature", "update_signature",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Norms are taken by output row, and no gradient flows through them (section 4.3). `m` has one entry an output feature.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,8 +42,38 @@ class Dora(Lora):
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         axis = (-1, *(1 for _ in a.B.shape[2:]))
         bias = a.site.bias.view(axis) if a.site.bias is not None else torch.zeros((), device=y.device)
-        updated = super().weight(a.site.weight().detach(), a)
-        return (a.m.flatten() / row_norm(updated.detach())).view(axis) * (super().output(x, y - bias, a)) + bias
+        return (a.m.flatten() / self.norms(a)).view(axis) * (super().output(x, y - bias, a)) + bias
+
+    def norms(self, a: Any) -> Tensor:
+        """The row norms of W + s B A, (out,), without a gradient; kept within `DoraCaching` until a tensor changes."""
+        if a.training or not DoraCaching.enabled:
+            return row_norm(super().weight(a.site.weight().detach(), a).detach())
+        now = (a.scale, *((id(t), t._version) for t in (a.A, a.B, a.site.layer.weight)))
+        kept = vars(a).get("_norms")
+        if kept is None or kept[0] != now:
+            kept = vars(a)["_norms"] = (now, row_norm(super().weight(a.site.weight().detach(), a).detach()))
+        return kept[1]
+
+
+class DoraCaching:
+    """Within it, or after `DoraCaching()(enabled=True)`, DoRA's norms are computed once, at the cost of their memory.
+
+    A change of the adapter or the base is noticed; in training nothing is kept.
+    """
+
+    enabled: ClassVar[bool] = False
+
+    def __call__(self, enabled: bool = True) -> None:
+        """Switch it on or off until further notice."""
+        DoraCaching.enabled = enabled
+
+    def __enter__(self) -> "DoraCaching":
+        self.before = DoraCaching.enabled
+        DoraCaching.enabled = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        DoraCaching.enabled = self.before
 
 
 def row_norm(w: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None  # type: ignore[misc]  # embedding rows to train
     use_dora: bool = False  # learn the magnitude of each output row apart
     lora_bias: bool = False  # a bias after B
-    target_parameters: list[str] | None = None  # type: ignore[misc]  # bare parameters (experts) by name
+    target_parameters: list[str] | str | None = None  # type: ignore[misc]  # bare parameters (experts), by name or regex
     layer_replication: list[list[int]] | None = None  # type: ignore[misc]  # ranges of layers to stack, weights shared
     runtime_config: LoraRuntimeConfig | dict[str, Any] = field(default_factory=LoraRuntimeConfig)  # not saved
     megatron_config: dict[str, Any] | None = reserved(None)
@@ -63,7 +63,7 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     use_bdlora: dict[str, Any] | None = reserved(None)
     arrow_config: Any = None  # mix other adapters for each token: an ArrowConfig, or its fields
     kasa_config: dict[str, Any] | None = reserved(None)
-    ensure_weight_tying: bool = reserved(False)
+    ensure_weight_tying: bool = False  # type: ignore[misc]  # adapters of tied layers are one too
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
@@ -96,6 +96,7 @@ class Lora(Method):
 
     name, prefix, dropout, defaults = "LORA", "lora_", "lora_dropout", LORA_TARGETS
     product = ("A", "B")
+    transposed: ClassVar = {"A": "B", "B": "A"}
 
     def slots(self, site: Site, cfg: LoraConfig) -> dict[str, Slot]:
         embedding, kernel = site.kind == "embedding", site.shape[2:] if site.kind == "conv" else ()

@@ -1,0 +1,52 @@
+"""What the layers of a model share: slots that are held once, made for an adapter when it is put in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .held import Shared
+from .layer import seeded
+from .match import adapter_layers
+from .method import Slot
+from .sites import Site
+
+if TYPE_CHECKING:
+    from .inject import Request
+
+
+def make_shared(
+    model: nn.Module, request: "Request", layers: Sequence[Mapping[str, Slot]], site: Site | None
+) -> dict[str, Shared]:
+    """The tensors all layers read, by slot name: the model's containers, or new ones, with this adapter's in them.
+
+    `layers`: the slots of each layer; `site`: one of theirs, for device and number format.
+    """
+    slots: dict[str, Slot] = {}
+    for slot in (s for each in layers for s in each.values() if s.shared):
+        before = slots.get(slot.place, slot)
+        slots[slot.place] = replace(slot, shape=tuple(map(max, before.shape, slot.shape)))
+    if not slots or site is None:
+        return {}
+    held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
+    device, dtype = site.device, site.dtype
+    half = dtype in (torch.bfloat16, torch.float16)
+    starts = request.method.shared({k: s.shape for k, s in slots.items()}, request.cfg)
+    for place, slot in slots.items():
+        start = starts.get(place)
+        if start is None:
+            start = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+            slot.init(start, seeded(request.name, place))
+        start = start.to(device if device.type != "meta" else "cpu", slot.dtype or dtype)  # rounded first, as in files
+        start = start.float() if half and request.autocast and slot.dtype is None else start
+        part = slot.part if slot.module else ""
+        held.setdefault(slot.name, Shared()).put(request.name, part, start, slot.trainable)
+    return held
+
+
+def trained_together(model: nn.Module) -> dict[str, Shared]:
+    """The containers of what layers share and train, by slot name."""
+    held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
+    return {k: m for k, m in held.items() if any(True for _ in m.parameters())}
