@@ -38,6 +38,7 @@ def eight_bit(layer: Any) -> nn.Module:
     return made
 
 
+@torch.no_grad()
 def half_quadratic(layer: Any) -> nn.Module:
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
