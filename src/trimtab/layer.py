@@ -147,9 +147,13 @@ class AdapterLayer(LayerFace, nn.Module):
         """Where the parameters of an adapter lie, those that layers share included where they can be trained."""
         for slot in self._parameter_slots(name):
             if shared or not slot.shared:
-                held: Any = self._modules[slot.name]
-                owner, key = holder_of(held._modules[name], slot.part) if slot.module else (held, name)
+                owner, key = self.holder(slot, name)
                 yield owner._parameters, key, slot.trainable
+
+    def holder(self, slot: Slot, name: str) -> tuple[Any, str]:
+        """The module that holds an adapter's tensor, and the tensor's name there."""
+        held: Any = self._modules[slot.name]
+        return holder_of(held._modules[name], slot.part) if slot.module else (held, name)
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)

@@ -13,7 +13,6 @@ from torch import Generator, Tensor, nn
 
 from .config import AdapterConfig
 from .errors import ConfigError
-from .held import holder_of
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -56,7 +55,7 @@ class Slot:
 
     In memory it is `<layer>.<name>.<adapter>` or, as a module, `<layer>.<name>.<adapter>.<part>`; in a file
     `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner;
-    one that can be trained stands in the model's state too, at `<tuner>.<name>.<adapter>`.
+    in a file it is `<tuner>.<file>`, in the model's state (if it can be trained) `<tuner>.<name>.<adapter>` besides.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Slot:
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
     trainable: bool = True
-    file: str | None = None  # name in a file, below the layer's; "": in no file; None: as in memory
+    file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
 
@@ -75,15 +74,19 @@ class Slot:
         """The name in memory, the adapter's left out."""
         return f"{self.name}.{self.part}" if self.module else self.name
 
+    def inside(self, adapter: str) -> str:
+        """The name in memory, below the layer's or the tuner's."""
+        return f"{self.name}.{adapter}.{self.part}" if self.module else f"{self.name}.{adapter}"
+
     @property
     def key(self) -> str:
-        """The name in a file, below the layer's."""
+        """The name in a file, below the layer's or, of a shared slot, the tuner's."""
         return self.file or self.place
 
     @property
     def saved(self) -> bool:
-        """Whether a file holds it with the layer's own tensors."""
-        return self.kept and not self.shared and self.file != ""
+        """Whether a file holds it."""
+        return self.kept and self.file != ""
 
 
 class Adapter:
@@ -114,8 +117,7 @@ class Adapter:
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
-        held: Any = self.layer._modules[slot.name]
-        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
+        owner, part = self.layer.holder(slot, self.name)
         if slot.shared:
             return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
         if part in owner._parameters:
@@ -274,10 +276,6 @@ class Method:
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
         """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
-        return {}
-
-    def shared_keys(self, cfg: Any) -> dict[str, str]:
-        """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
         return {}
 
     def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
-from .held import holder_of
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
-from .method import method_of
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -83,21 +81,30 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    for place, key in method_of(cfg).shared_keys(cfg).items():
-        if (tensor := _shared(model, name, place)) is not None:
-            found[root + key] = Entry(root + key, tensor, _copy_into(tensor))
+    return found | shared_entries(model, name, root)
+
+
+def shared_entries(model: nn.Module, name: str, root: str = "") -> dict[str, Entry]:
+    """The tensors that layers of adapter `name` share, by file key, each once."""
+    found: dict[str, Entry] = {}
+    for layer in adapter_layers(model):
+        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
+            if slot.shared and slot.saved and root + slot.key not in found:
+                owner, part = layer.holder(slot, name)
+                tensor = getattr(owner, part)
+                found[root + slot.key] = Entry(root + slot.inside(name), tensor, _copy_into(tensor))
     return found
 
 
-def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
-    """The tensor that all layers of adapter `name` read under this name in memory, if there is one."""
-    for layer in adapter_layers(model):
-        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
-            if slot.shared and slot.place == place:
-                owner: Any = layer._modules[slot.name]
-                owner, part = holder_of(owner._modules[name], slot.part) if slot.module else (owner, name)
-                return getattr(owner, part)
-    return None
+def _repeated(model: nn.Module, name: str, root: str) -> Iterator[tuple[str, Entry]]:
+    """Entries, with every layer's keys, of what layers share: PEFT's files may hold that once more with each layer."""
+    shared = shared_entries(model, name, root)
+    for path, layer in modules(model):
+        if shared and isinstance(layer, AdapterLayer) and name in layer.adapters:
+            for slot in layer.adapters[name].slots.values():
+                if slot.shared and slot.saved:
+                    entry = shared[root + slot.key]
+                    yield f"{root}{path}.{slot.key}", Entry(entry.path, entry.tensor, _held_elsewhere)
 
 
 def _part(path: str, held: Tensor, axis: int, index: Tensor) -> Entry:
@@ -125,13 +132,11 @@ def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, 
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue
-        holder: Any = layer._modules[slot.name]
-        owner, key = holder_of(holder._modules[name], slot.part) if slot.module else (holder, name)
         if parameter.is_meta:
-            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)
+            put = _replace(*layer.holder(slot, name), parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        inside = path + (f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}")
+        inside = path + slot.inside(name)
         whole = Entry(inside, parameter, put)
         yield path + slot.key, _part(inside, parameter, *parts[slot.place]) if slot.place in parts else whole
 
@@ -183,12 +188,11 @@ def load_state(
     # With `bias="all"`, PEFT's files hold biases of modules trained in full a second time, under the wrapper's names.
     tensors = {k: t for k, t in tensors.items() if not {"modules_to_save", "original_module"} & set(k.split("."))}
     wanted = entries(model, name, cfg, root)
-    base = (
-        {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
-        if tensors.keys() - wanted.keys()
-        else {}
-    )
-    return fit(wanted, base, tensors, strict)
+    allowed: dict[str, Entry] = {}
+    if tensors.keys() - wanted.keys():
+        allowed = {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
+        allowed |= _repeated(model, name, root)
+    return fit(wanted, allowed, tensors, strict)
 
 
 def fit(
