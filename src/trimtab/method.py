@@ -44,9 +44,26 @@ def normal(std: float = 1.0) -> Init:
     return lambda t, generator: t.normal_(0.0, std, generator=generator)
 
 
+def uniform(bound: float) -> Init:
+    """A uniform start between -bound and bound."""
+    return lambda t, generator: t.uniform_(-bound, bound, generator=generator)
+
+
 def constant(value: Tensor | float) -> Init:
     """Start at a given number or tensor."""
     return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file holds for a tensor that it does not hold as it is: one tensor or several.
+
+    `parts` makes each from the tensor, by what its key adds to the tensor's; `whole(like, *parts)` makes the tensor,
+    of the shape and number format of `like`.
+    """
+
+    parts: Mapping[str, Callable[[Tensor], Tensor]]
+    whole: Callable[..., Tensor]
 
 
 @dataclass(kw_only=True)
@@ -278,8 +295,8 @@ class Method:
         """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
-    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
-        """Of the slots that a file holds in part only: the axis, and the indices along it that are in the file."""
+    def in_file(self, a: Adapter) -> Mapping[str, Form]:
+        """By name, the slots that a file does not hold as they are, and what it holds for them."""
         return {}
 
     def start(self, a: Adapter) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from .errors import AdapterFileError, warn
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
+from .method import Form
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -39,7 +41,7 @@ class LoadResult(NamedTuple):
 class Entry:
     """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place.
 
-    Where a file holds a part of it only, `tensor` is that part, `put` takes it, and `part` makes it from the whole.
+    Where a file holds another form of it, `tensor` is what it holds, `put` takes that, `part` makes it of the whole.
     """
 
     path: str
@@ -107,23 +109,23 @@ def _repeated(model: nn.Module, name: str, root: str) -> Iterator[tuple[str, Ent
                     yield f"{root}{path}.{slot.key}", Entry(entry.path, entry.tensor, _held_elsewhere)
 
 
-def _part(path: str, held: Tensor, axis: int, index: Tensor) -> Entry:
-    """The entry of a tensor of which a file holds these indices along an axis."""
+def _in_form(entry: Entry, form: Form) -> Iterator[tuple[str, Entry]]:
+    """Entries of what a file holds for one tensor, by what their keys add; the tensor is put when all are there."""
+    given: dict[str, Tensor] = {}
 
-    def put(value: Tensor) -> None:
-        with torch.no_grad():
-            held.zero_().index_copy_(axis, index, value.to(held))
+    def put(suffix: str, value: Tensor) -> None:
+        given[suffix] = value
+        if given.keys() == form.parts.keys():
+            entry.put(form.whole(entry.tensor, *map(given.pop, form.parts)))
 
-    def part(t: Tensor) -> Tensor:
-        return t.index_select(axis, index.to(t.device))
-
-    return Entry(path, part(held), put, part)
+    for suffix, part in form.parts.items():
+        yield suffix, Entry(entry.path, part(entry.tensor.detach()), partial(put, suffix), part)
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
-    parts: dict[str, tuple[int, Tensor]] = {}
+    forms: dict[str, Form] = {}
     if (a := layer.adapters.get(name)) is not None:
-        parts = {a.slots[k].place: v for k, v in a.method.in_file(a).items()}
+        forms = {a.slots[k].place: form for k, form in a.method.in_file(a).items()}
         if a.follows:
             yield from (
                 (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
@@ -136,9 +138,9 @@ def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, 
             put = _replace(*layer.holder(slot, name), parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        inside = path + slot.inside(name)
-        whole = Entry(inside, parameter, put)
-        yield path + slot.key, _part(inside, parameter, *parts[slot.place]) if slot.place in parts else whole
+        entry = Entry(path + slot.inside(name), parameter, put)
+        filed = _in_form(entry, forms[slot.place]) if slot.place in forms else [("", entry)]
+        yield from ((path + slot.key + added, each) for added, each in filed)
 
 
 def adapter_state(
