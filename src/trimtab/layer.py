@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, holder_of, made
+from .held import Held, Shared, forget, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .sites import Site, Snapshot, site_of
@@ -104,14 +104,16 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
         held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if not slot.module:
+        if slot.module:
+            if name not in held._modules:
+                plain = slot.part in ("weight", "bias")
+                held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
+            owner, key = made(held._modules[name], slot.part)
+            owner.register_parameter(key, parameter)
+        elif isinstance(held, nn.ParameterDict):
             held[name] = parameter
-            return
-        if name not in held:
-            plain = slot.part in ("weight", "bias")
-            held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-        owner, key = made(held[name], slot.part)
-        owner.register_parameter(key, parameter)
+        else:  # a method that keeps modules under the same name was here first
+            held.register_parameter(name, parameter)
 
     def _container(self, key: str, kind: type[nn.Module]) -> Any:
         if key not in self._modules:
@@ -136,9 +138,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules.get(slot_name, {})
-            if name in held:  # not yet gone with another layer's that shares or is tied to it
-                del held[name]
+            forget(self._modules.get(slot_name), name)
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])

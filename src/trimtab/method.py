@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
 from .sites import Site
@@ -128,18 +129,21 @@ class Adapter:
             return self._cast[key]
         try:
             held, part = self._where[key]
-            return held[part]
+            tensor = held[part]
+            return self._find(key) if tensor.is_meta else tensor
         except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
             return self._find(key)
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         owner, part = self.layer.holder(slot, self.name)
-        if slot.shared:
-            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
-        if part in owner._parameters:
+        if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part)
+        found = offload.get(owner, part)
+        if not slot.shared:
+            return found
+        found = found[tuple(slice(n) for n in slot.shape)]
+        return found if found.device == self.site.device else found.to(self.site.device)
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import offload
 from .errors import MergeError, TargetError, listing
 
 Snapshot = dict[str, Tensor]
@@ -57,20 +58,27 @@ class Site:
         """Find the sizes of output and input, `out` and `inp`, from the shape."""
         self.out, self.inp = self.shape[0], self.shape[1]
 
+    @property
+    def kept(self) -> Tensor:
+        """The weight as it is stored."""
+        return offload.get(self.layer, self.parameter)
+
     # the weight
     def weight(self) -> Tensor:
         """The canonical weight, differentiable where the stored one is."""
-        return self.layer.weight
+        return self.kept
 
     @property
     def bias(self) -> Tensor | None:
         """The bias (out,), if the layer has one."""
-        return getattr(self.layer, self.biased, None)
+        return offload.get(self.layer, self.biased)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lives."""
-        return self.weight().device
+        """Where the layer computes."""
+        held = getattr(self.layer, self.parameter)
+        hook = offload.hook_of(self.layer) if held.is_meta else None
+        return held.device if hook is None else torch.device(hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +87,7 @@ class Site:
 
     def owned(self) -> dict[str, Tensor]:
         """The stored tensors that a merge replaces, by their name in the layer."""
-        return {k: v for k in (self.parameter, self.biased) if (v := getattr(self.layer, k, None)) is not None}
+        return {k: v for k in (self.parameter, self.biased) if (v := offload.get(self.layer, k)) is not None}
 
     def snapshot(self) -> Snapshot:
         """The stored tensors as they are; `restore` brings exactly these back, tied parameters included."""
@@ -88,7 +96,7 @@ class Site:
     def restore(self, old: Snapshot) -> None:
         """Put back what `snapshot` returned."""
         for key, tensor in old.items():
-            setattr(self.layer, key, tensor)
+            offload.put(self.layer, key, tensor)
 
     def write(self, w: Tensor, b: Tensor | None = None) -> None:
         """Store a canonical weight, and a bias, as new tensors: what held the old ones is not touched.
@@ -113,7 +121,7 @@ class Site:
     def _set(self, key: str, value: Tensor) -> None:
         old = getattr(self.layer, key)
         new = nn.Parameter(value.detach().to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-        setattr(self.layer, key, new)
+        offload.put(self.layer, key, new)
 
     @property
     def matrix(self) -> tuple[int, ...]:
@@ -176,7 +184,7 @@ class Conv1DSite(Site):
     layers = ("transformers.pytorch_utils.Conv1D",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -189,7 +197,7 @@ class EmbeddingSite(Site):
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -304,7 +312,7 @@ class AttentionSite(FunctionalSite):
         super().__init__(layer, "in_proj_weight")
 
     def weight(self) -> Tensor:
-        return self.layer.in_proj_weight
+        return self.kept
 
     def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
         found, inner = super().swapped(w, b), self.layer.out_proj

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
 from .inject import biases
@@ -169,12 +170,13 @@ def embedding_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the base's input and output embeddings, by their path in `model`."""
     ours = [f"{path}.base_layer." for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
     found: dict[str, Tensor] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
+    for path, _ in model.named_parameters(remove_duplicate=False):
         bare = path
         for o in ours:
             bare = bare.replace(o, o.removesuffix("base_layer."))
         if ends_with(bare.rpartition(".")[0], EMBEDDINGS) and path.rpartition(".")[2] in ("weight", "bias"):
-            found[path] = parameter
+            owner, _, key = path.rpartition(".")
+            found[path] = offload.get(model.get_submodule(owner), key)
     return found
 
 

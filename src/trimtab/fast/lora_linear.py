@@ -93,7 +93,9 @@ def run(x: Tensor, plan: Plan) -> Tensor | None:
     site, adapters = plan.site, plan.adapters
     layer: Any = site.layer
     stored = layer._parameters["weight"]
-    if x.dtype != stored.dtype or stored.requires_grad or type(stored) not in (nn.Parameter, Tensor):
+    if stored.requires_grad or type(stored) not in (nn.Parameter, Tensor):
+        return None
+    if x.dtype != stored.dtype or x.device != stored.device:
         return None
     if layer._forward_hooks or layer._forward_pre_hooks or torch.is_autocast_enabled(x.device.type):
         return None
