@@ -332,9 +332,10 @@ class AdapterLayer(LayerFace, nn.Module):
                 "merge_and_unload(dequantize=True) makes it a plain layer"
             ]
         for name in names:
-            if why := self.adapters[name].method.depends:
+            a = self.adapters[name]
+            if why := a.method.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
-            for slot, t in self.parameters_of(name):
+            for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
