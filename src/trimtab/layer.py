@@ -150,9 +150,13 @@ class AdapterLayer(LayerFace, nn.Module):
         """Where the parameters of an adapter lie, those that layers share included where they can be trained."""
         for slot in self._parameter_slots(name):
             if shared or not slot.shared:
-                held: Any = self._modules[slot.name]
-                owner, key = holder_of(held._modules[name], slot.part) if slot.module else (held, name)
+                owner, key = self.holder(slot, name)
                 yield owner._parameters, key, slot.trainable
+
+    def holder(self, slot: Slot, name: str) -> tuple[Any, str]:
+        """The module that holds an adapter's tensor, and the tensor's name there."""
+        held: Any = self._modules[slot.name]
+        return holder_of(held._modules[name], slot.part) if slot.module else (held, name)
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)
@@ -332,9 +336,10 @@ class AdapterLayer(LayerFace, nn.Module):
                 "merge_and_unload(dequantize=True) makes it a plain layer"
             ]
         for name in names:
-            if why := self.adapters[name].method.depends:
+            a = self.adapters[name]
+            if why := a.method.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
-            for slot, t in self.parameters_of(name):
+            for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
