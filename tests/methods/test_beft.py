@@ -15,7 +15,7 @@ def test_a_norm_without_a_bias_is_shifted():
     before = model(x)
     model.base_model.layers[0].adapters["default"].d.data += 2
     torch.testing.assert_close(model(x), before + 2)
-    with pytest.raises(trimtab.MergeError, match="1: merging .default. gives a bias, and the layer has none"):
+    with pytest.raises(trimtab.MergeError, match=r"1: merging .default. gives a bias, and the layer has none"):
         model.merge_adapter()
 
 
