@@ -217,6 +217,7 @@ class AdapterConfig(PeftConfig):
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"
     alpha_field: ClassVar[str] = "alpha"
+    patterns: ClassVar[Mapping[str, str]] = {}  # other options than these two that a pattern sets by module
     own_bias: ClassVar[str] = ""  # what `bias` calls the biases of the adapted layers; "": by the method's name
 
     target_modules: str | list[str] | None = (
@@ -253,7 +254,8 @@ class AdapterConfig(PeftConfig):
     def at(self, path: str) -> Self:
         """This configuration for one module: `rank_pattern` and `alpha_pattern` resolved once, by the module's path."""
         changes = {}
-        for option, pattern in ((self.rank_field, "rank_pattern"), (self.alpha_field, "alpha_pattern")):
+        usual = {self.rank_field: "rank_pattern", self.alpha_field: "alpha_pattern"}
+        for option, pattern in (usual | dict(self.patterns)).items():
             for key, value in (getattr(self, pattern, None) or {}).items():
                 if re.match(rf"(.*\.)?({key})$", path):
                     changes[option] = value
