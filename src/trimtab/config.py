@@ -39,7 +39,21 @@ _PEFT_TYPES = """
 """.split()
 
 PeftType = Enum("PeftType", {name: name for name in _PEFT_TYPES}, type=str)  # type: ignore[misc]
-PeftType.__doc__ = "The method names of the file format. `CONFIGS` tells which of them this version offers."
+PeftType.__doc__ = """The names of methods: those of the file format, then those of methods that are registered besides.
+
+`CONFIGS` tells which of them this version offers."""
+
+
+def name_method(kind: str) -> None:
+    """Make a name a member of `PeftType`, if it is not one yet."""
+    types: Any = PeftType
+    if kind not in types.__members__:
+        member = str.__new__(types, kind)
+        member._name_ = member._value_ = kind
+        setattr(types, kind, member)
+        types._member_names_.append(kind)
+        types._member_map_[kind] = types._value2member_map_[kind] = member
+
 
 CONFIGS: dict[str, type["PeftConfig"]] = {}
 """Configuration class by `peft_type`; a method's configuration registers itself by naming its type."""
@@ -77,6 +91,7 @@ class PeftConfig:
         if kind:
             cls.kind = kind
             CONFIGS[kind] = cls
+            name_method(kind)
 
     def __post_init__(self) -> None:
         self.peft_type = getattr(PeftType, self.kind) if self.kind else self.peft_type

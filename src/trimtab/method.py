@@ -256,7 +256,7 @@ class Method:
         if cfg.target_modules is None and not cfg.target_parameters:
             cfg.target_modules = self.defaults.get(model_type or "")
 
-    def find(self, model: nn.Module) -> str | list[str] | None:
+    def find(self, model: nn.Module, cfg: Any) -> str | list[str] | None:
         """Default targets that the model itself tells, where `fill` has left them unset."""
         return None
 

@@ -41,7 +41,7 @@ class TrainableTokens(TokenRows):
 
     name, option, tied = "TRAINABLE_TOKENS", "token_indices", True
 
-    def find(self, model: nn.Module) -> str | None:
+    def find(self, model: nn.Module, cfg: TrainableTokensConfig) -> str | None:
         source, _ = tie.tied(model)
         return source.name if source else None
 
