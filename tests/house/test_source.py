@@ -39,6 +39,7 @@ OPTIONAL = {
     "bitsandbytes": "a base that is quantised by it",
     "torchao": "a base that is quantised by it",
     "diffusers": "a pipeline that looks for `peft`",
+    "numpy": "Uni-LoRA's projection, which is drawn with it",
     "tqdm": "a progress bar where it is installed; there is none otherwise",
 }
 
