@@ -31,12 +31,12 @@ BITS = {"nf4": 4.127, "nf4 plain": 4.5, "int8": 8.03, "fp8": 8.03}
 
 @pytest.mark.parametrize("name", CODECS)
 def test_error_and_size_on_normal_weights(name):
-    w, codec = torch.randn(256, 1024), CODECS[name]
+    w, codec = torch.randn(1024, 1024), CODECS[name]
     held = codec.encode(w)
     error = float((codec.decode(held, 1024) - w).norm() / w.norm())
     assert error == pytest.approx(ERROR[name], rel=0.02)
     size = sum(t.numel() * t.element_size() for t in held.values())
-    assert 8 * size / w.numel() == pytest.approx(BITS[name], abs=0.01)
+    assert 8 * size / w.numel() == pytest.approx(BITS[name], abs=0.02)
 
 
 @every
