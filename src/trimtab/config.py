@@ -236,18 +236,23 @@ class AdapterConfig(PeftConfig):
         return wrong
 
     def at(self, path: str) -> Self:
-        """This configuration for one module: `rank_pattern` and `alpha_pattern` resolved once, by the module's path."""
+        """This configuration for one module: `rank_pattern` and the like resolved once, by the module's path."""
+        changes = self.changes(path)
+        if not changes:
+            return self
+        here = replace(self, **changes)
+        vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
+        return here
+
+    def changes(self, path: str) -> dict[str, Any]:
+        """The fields that are others for one module: here, rank and alpha by `rank_pattern` and `alpha_pattern`."""
         changes = {}
         for option, pattern in ((self.rank_field, "rank_pattern"), (self.alpha_field, "alpha_pattern")):
             for key, value in (getattr(self, pattern, None) or {}).items():
                 if re.match(rf"(.*\.)?({key})$", path):
                     changes[option] = value
                     break
-        if not changes:
-            return self
-        here = replace(self, **changes)
-        vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
-        return here
+        return changes
 
 
 ConfigLike = PeftConfig | Mapping[str, Any]
