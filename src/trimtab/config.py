@@ -202,6 +202,7 @@ class AdapterConfig(PeftConfig):
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"
     alpha_field: ClassVar[str] = "alpha"
+    patterns: ClassVar[Mapping[str, str]] = {}  # other options than these two that a pattern sets by module
     own_bias: ClassVar[str] = ""  # what `bias` calls the biases of the adapted layers; "": by the method's name
 
     target_modules: str | list[str] | None = (
@@ -245,9 +246,10 @@ class AdapterConfig(PeftConfig):
         return here
 
     def changes(self, path: str) -> dict[str, Any]:
-        """The fields that are others for one module: here, rank and alpha by `rank_pattern` and `alpha_pattern`."""
+        """The fields that are others for one module: here, those that `rank_pattern` and its like give it."""
         changes = {}
-        for option, pattern in ((self.rank_field, "rank_pattern"), (self.alpha_field, "alpha_pattern")):
+        usual = {self.rank_field: "rank_pattern", self.alpha_field: "alpha_pattern"}
+        for option, pattern in (usual | dict(self.patterns)).items():
             for key, value in (getattr(self, pattern, None) or {}).items():
                 if re.match(rf"(.*\.)?({key})$", path):
                     changes[option] = value

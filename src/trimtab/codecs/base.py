@@ -47,10 +47,12 @@ class CodecSite(Site):
         return self.layer.weight.device
 
     def _set(self, key: str, value: Tensor) -> None:
-        if key == "bias":
-            super()._set(key, value)
-        else:
+        if key != "bias":
             self.encode(value.detach())
+        elif isinstance(self.bias, nn.Parameter):
+            super()._set(key, value)
+        elif self.bias is not None:
+            self.layer.bias = value.detach().to(self.bias.dtype)
 
     def encode(self, w: Tensor) -> None:
         """Quantise a weight in the layer's layout, and put the new tensors in the place of the old ones."""

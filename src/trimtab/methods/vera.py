@@ -50,11 +50,12 @@ class Vera(Method):
     def slots(self, site: Site, cfg: VeraConfig) -> dict[str, Slot]:
         *experts, out, columns = site.matrix
         b, d = (zeros, constant(cfg.d_initial)) if cfg.init_weights else (ones, normal())
+        file = None if cfg.save_projection else ""
         return {
             "b": Slot(name="vera_lambda_b", shape=(*experts, out), init=b),
             "d": Slot(name="vera_lambda_d", shape=(*experts, cfg.r), init=d),
-            "A": Slot(name="vera_A", shape=(cfg.r, columns), shared=True, trainable=False),
-            "B": Slot(name="vera_B", shape=(out, cfg.r), shared=True, trainable=False),
+            "A": Slot(name="vera_A", shape=(cfg.r, columns), shared=True, trainable=False, file=file),
+            "B": Slot(name="vera_B", shape=(out, cfg.r), shared=True, trainable=False, file=file),
         }
 
     def shared(self, shapes: dict[str, tuple[int, ...]], cfg: VeraConfig) -> dict[str, Tensor]:
@@ -63,9 +64,6 @@ class Vera(Method):
             k: nn.init.kaiming_uniform_(torch.empty(shapes[k], device="cpu"), generator=generator)
             for k in ("vera_A", "vera_B")
         }
-
-    def shared_keys(self, cfg: VeraConfig) -> dict[str, str]:
-        return {"vera_A": "vera_A", "vera_B": "vera_B"} if cfg.save_projection else {}
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
         update = (a.b.unsqueeze(-1) * a.B) @ (a.d.unsqueeze(-1) * a.A)
