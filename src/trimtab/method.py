@@ -203,6 +203,8 @@ class Start:
     name: ClassVar[str]
     changes_base: ClassVar[bool] = False
     """Whether it writes to the base weight."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """The slots that it sets for good: they are not trained."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
