@@ -16,16 +16,6 @@ class Held(nn.Module):
         else:
             owner.register_buffer(key, value, persistent=False)
 
-    def __delitem__(self, name: str) -> None:
-        for held in (self._parameters, self._buffers, self._modules):
-            held.pop(name, None)
-
-    def __contains__(self, name: str) -> bool:
-        return any(name in held for held in (self._parameters, self._buffers, self._modules))
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
 
 class Shared(Held):
     """A slot's tensors that all layers of a model read."""
@@ -47,3 +37,12 @@ def holder_of(module: Any, part: str) -> tuple[Any, str]:
     for step in path:
         module = module._modules[step]
     return module, last
+
+
+def forget(held: nn.Module | None, name: str) -> None:
+    """Drop what a container holds under an adapter's name, if it is there and holds anything."""
+    if isinstance(held, nn.ParameterDict) and name in held:
+        del held[name]
+    elif held is not None:
+        for kept in (held._parameters, held._buffers, held._modules):
+            kept.pop(name, None)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, holder_of, made
+from .held import Held, Shared, forget, holder_of, made
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .sites import Site, Snapshot, site_of
@@ -38,6 +38,9 @@ def seeded(*names: str) -> Generator:
     """A generator that depends on torch's seed and on names only: starts do not depend on the order of layers."""
     return torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32("/".join(names).encode()))
 
+
+Dequantize = bool | torch.dtype
+"""Whether a merge makes plain layers of quantised ones, and in which number format; True: the one they compute in."""
 
 Owned = tuple[dict[str, Any], str, bool]
 """Where a tensor lies: a module's parameters by name, its name there, and whether it can be trained."""
@@ -104,14 +107,16 @@ class AdapterLayer(LayerFace, nn.Module):
 
     def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
         held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if not slot.module:
+        if slot.module:
+            if name not in held._modules:
+                plain = slot.part in ("weight", "bias")
+                held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
+            owner, key = made(held._modules[name], slot.part)
+            owner.register_parameter(key, parameter)
+        elif isinstance(held, nn.ParameterDict):
             held[name] = parameter
-            return
-        if name not in held:
-            plain = slot.part in ("weight", "bias")
-            held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-        owner, key = made(held[name], slot.part)
-        owner.register_parameter(key, parameter)
+        else:  # a method that keeps modules under the same name was here first
+            held.register_parameter(name, parameter)
 
     def _container(self, key: str, kind: type[nn.Module]) -> Any:
         if key not in self._modules:
@@ -126,7 +131,7 @@ class AdapterLayer(LayerFace, nn.Module):
         t = torch.empty(slot.shape, dtype=slot.dtype or torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
-        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable)
+        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable and slot.kept)
 
     def remove(self, name: str) -> None:
         """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
@@ -136,9 +141,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules.get(slot_name, {})
-            if name in held:  # not yet gone with another layer's that shares or is tied to it
-                del held[name]
+            forget(self._modules.get(slot_name), name)
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])
@@ -147,9 +150,13 @@ class AdapterLayer(LayerFace, nn.Module):
         """Where the parameters of an adapter lie, those that layers share included where they can be trained."""
         for slot in self._parameter_slots(name):
             if shared or not slot.shared:
-                held: Any = self._modules[slot.name]
-                owner, key = holder_of(held._modules[name], slot.part) if slot.module else (held, name)
+                owner, key = self.holder(slot, name)
                 yield owner._parameters, key, slot.trainable
+
+    def holder(self, slot: Slot, name: str) -> tuple[Any, str]:
+        """The module that holds an adapter's tensor, and the tensor's name there."""
+        held: Any = self._modules[slot.name]
+        return holder_of(held._modules[name], slot.part) if slot.module else (held, name)
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)
@@ -311,7 +318,8 @@ class AdapterLayer(LayerFace, nn.Module):
             a: Any = self.adapters[names[0]]
             led = a.leader.layer
             merged = a.name in led.merged_adapters
-            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
+            w = led.site.weight().detach() if merged else led.merged_weight(names)[0]
+            return a.turned(w), self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
@@ -320,7 +328,7 @@ class AdapterLayer(LayerFace, nn.Module):
             w, b = a.method.both(w, b, a)
         return w, b
 
-    def check_merge(self, names: Sequence[str], safe: bool, dequantize: bool = False) -> list[str]:
+    def check_merge(self, names: Sequence[str], safe: bool, dequantize: Dequantize = False) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
         if self.site.refusal and names and not dequantize:
             return [
@@ -328,9 +336,10 @@ class AdapterLayer(LayerFace, nn.Module):
                 "merge_and_unload(dequantize=True) makes it a plain layer"
             ]
         for name in names:
-            if why := self.adapters[name].method.depends:
+            a = self.adapters[name]
+            if why := a.method.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
-            for slot, t in self.parameters_of(name):
+            for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
@@ -353,7 +362,7 @@ class AdapterLayer(LayerFace, nn.Module):
         return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
-    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: bool = False) -> WeightError:
+    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: Dequantize = False) -> WeightError:
         """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
 
         `dequantize`: a plain layer takes a quantised one's place, for good. Nothing is checked here: see `check_merge`.
@@ -362,7 +371,8 @@ class AdapterLayer(LayerFace, nn.Module):
             self._base = self.site.snapshot()
         w, b = self.merged_weight(names)
         if dequantize and self.site.codec:
-            self.base_layer = self.site.plain(w, b)
+            plain = self.site.plain(w, b)
+            self.base_layer = plain.to(dequantize) if isinstance(dequantize, torch.dtype) else plain
             self.site = site_of(self.base_layer)
         else:
             self.site.write(w, b)

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
-from .held import holder_of
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -46,9 +45,35 @@ def normal(std: float = 1.0) -> Init:
     return lambda t, generator: t.normal_(0.0, std, generator=generator)
 
 
+def uniform(bound: float) -> Init:
+    """A uniform start between -bound and bound."""
+    return lambda t, generator: t.uniform_(-bound, bound, generator=generator)
+
+
 def constant(value: Tensor | float) -> Init:
     """Start at a given number or tensor."""
     return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file holds for a tensor that it does not hold as it is: one tensor or several.
+
+    `parts` makes each from the tensor, by what its key adds to the tensor's; `whole(like, *parts)` makes the tensor,
+    of the shape and number format of `like`.
+    """
+
+    parts: Mapping[str, Callable[[Tensor], Tensor]]
+    whole: Callable[..., Tensor]
+
+
+def entries(axis: int, index: Tensor) -> Form:
+    """The form of a tensor of which a file holds what stands at some indices along an axis; the rest is zero."""
+
+    def whole(like: Tensor, part: Tensor) -> Tensor:
+        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
+
+    return Form({"": lambda t: t.index_select(axis, index.to(t.device))}, whole)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +82,7 @@ class Slot:
 
     In memory it is `<layer>.<name>.<adapter>` or, as a module, `<layer>.<name>.<adapter>.<part>`; in a file
     `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner;
-    one that can be trained stands in the model's state too, at `<tuner>.<name>.<adapter>`.
+    in a file it is `<tuner>.<file>`, in the model's state (if it can be trained) `<tuner>.<name>.<adapter>` besides.
     """
 
     name: str
@@ -67,7 +92,7 @@ class Slot:
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
     trainable: bool = True
-    file: str | None = None  # name in a file, below the layer's; "": in no file; None: as in memory
+    file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
 
@@ -76,15 +101,19 @@ class Slot:
         """The name in memory, the adapter's left out."""
         return f"{self.name}.{self.part}" if self.module else self.name
 
+    def inside(self, adapter: str) -> str:
+        """The name in memory, below the layer's or the tuner's."""
+        return f"{self.name}.{adapter}.{self.part}" if self.module else f"{self.name}.{adapter}"
+
     @property
     def key(self) -> str:
-        """The name in a file, below the layer's."""
+        """The name in a file, below the layer's or, of a shared slot, the tuner's."""
         return self.file or self.place
 
     @property
     def saved(self) -> bool:
-        """Whether a file holds it with the layer's own tensors."""
-        return self.kept and not self.shared and self.file != ""
+        """Whether a file holds it."""
+        return self.kept and self.file != ""
 
 
 class Adapter:
@@ -116,8 +145,7 @@ class Adapter:
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
-        held: Any = self.layer._modules[slot.name]
-        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
+        owner, part = self.layer.holder(slot, self.name)
         if part in owner._parameters and not slot.shared:
             self._where[key] = (owner._parameters, part)
         found = offload.get(owner, part)
@@ -175,6 +203,8 @@ class Start:
     name: ClassVar[str]
     changes_base: ClassVar[bool] = False
     """Whether it writes to the base weight."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """The slots that it sets for good: they are not trained."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -212,6 +242,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    tied: ClassVar[bool] = False
+    """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False
     """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
@@ -234,6 +266,10 @@ class Method:
         """Set what the user left to the architecture's default; leave `target_modules` unset where there is none."""
         if cfg.target_modules is None and not cfg.target_parameters:
             cfg.target_modules = self.defaults.get(model_type or "")
+
+    def find(self, model: nn.Module, cfg: Any) -> str | list[str] | None:
+        """Default targets that the model itself tells, where `fill` has left them unset."""
+        return None
 
     def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
         """The tensors of an adapter on this site. Raises `ConfigError` where the method cannot stand there."""
@@ -280,12 +316,8 @@ class Method:
         """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
         return {}
 
-    def shared_keys(self, cfg: Any) -> dict[str, str]:
-        """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
-        return {}
-
-    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
-        """Of the slots that a file holds in part only: the axis, and the indices along it that are in the file."""
+    def in_file(self, a: Adapter) -> Mapping[str, Form]:
+        """By name, the slots that a file does not hold as they are, and what it holds for them."""
         return {}
 
     def start(self, a: Adapter) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,10 @@ from torch import Tensor, nn
 from . import offload
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
-from .held import holder_of
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
-from .method import method_of
+from .method import Form
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -42,7 +42,7 @@ class LoadResult(NamedTuple):
 class Entry:
     """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place.
 
-    Where a file holds a part of it only, `tensor` is that part, `put` takes it, and `part` makes it from the whole.
+    Where a file holds another form of it, `tensor` is what it holds, `put` takes that, `part` makes it of the whole.
     """
 
     path: str
@@ -84,40 +84,49 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    for place, key in method_of(cfg).shared_keys(cfg).items():
-        if (tensor := _shared(model, name, place)) is not None:
-            found[root + key] = Entry(root + key, tensor, _copy_into(tensor))
+    return found | shared_entries(model, name, root)
+
+
+def shared_entries(model: nn.Module, name: str, root: str = "") -> dict[str, Entry]:
+    """The tensors that layers of adapter `name` share, by file key, each once."""
+    found: dict[str, Entry] = {}
+    for layer in adapter_layers(model):
+        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
+            if slot.shared and slot.saved and root + slot.key not in found:
+                owner, part = layer.holder(slot, name)
+                tensor = getattr(owner, part)
+                found[root + slot.key] = Entry(root + slot.inside(name), tensor, _copy_into(tensor))
     return found
 
 
-def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
-    """The tensor that all layers of adapter `name` read under this name in memory, if there is one."""
-    for layer in adapter_layers(model):
-        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
-            if slot.shared and slot.place == place:
-                owner: Any = layer._modules[slot.name]
-                owner, part = holder_of(owner._modules[name], slot.part) if slot.module else (owner, name)
-                return getattr(owner, part)
-    return None
+def _repeated(model: nn.Module, name: str, root: str) -> Iterator[tuple[str, Entry]]:
+    """Entries, with every layer's keys, of what layers share: PEFT's files may hold that once more with each layer."""
+    shared = shared_entries(model, name, root)
+    for path, layer in modules(model):
+        if shared and isinstance(layer, AdapterLayer) and name in layer.adapters:
+            for slot in layer.adapters[name].slots.values():
+                if slot.shared and slot.saved:
+                    entry = shared[root + slot.key]
+                    yield f"{root}{path}.{slot.key}", Entry(entry.path, entry.tensor, _held_elsewhere)
 
 
-def _part(path: str, held: Tensor, axis: int, index: Tensor) -> Entry:
-    """The entry of a tensor of which a file holds these indices along an axis."""
+def _in_form(entry: Entry, form: Form) -> Iterator[tuple[str, Entry]]:
+    """Entries of what a file holds for one tensor, by what their keys add; the tensor is put when all are there."""
+    given: dict[str, Tensor] = {}
 
-    def put(value: Tensor) -> None:
-        with torch.no_grad():
-            held.zero_().index_copy_(axis, index, value.to(held))
+    def put(suffix: str, value: Tensor) -> None:
+        given[suffix] = value
+        if given.keys() == form.parts.keys():
+            entry.put(form.whole(entry.tensor, *map(given.pop, form.parts)))
 
-    def part(t: Tensor) -> Tensor:
-        return t.index_select(axis, index.to(t.device))
-
-    return Entry(path, part(held), put, part)
+    for suffix, part in form.parts.items():
+        yield suffix, Entry(entry.path, part(entry.tensor.detach()), partial(put, suffix), part)
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
-    parts: dict[str, tuple[int, Tensor]] = {}
+    forms: dict[str, Form] = {}
     if (a := layer.adapters.get(name)) is not None:
-        parts = {a.slots[k].place: v for k, v in a.method.in_file(a).items()}
+        forms = {a.slots[k].place: form for k, form in a.method.in_file(a).items()}
         if a.follows:
             yield from (
                 (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
@@ -126,15 +135,13 @@ def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, 
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue
-        holder: Any = layer._modules[slot.name]
-        owner, key = holder_of(holder._modules[name], slot.part) if slot.module else (holder, name)
         if parameter.is_meta:
-            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)
+            put = _replace(*layer.holder(slot, name), parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        inside = path + (f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}")
-        whole = Entry(inside, parameter, put)
-        yield path + slot.key, _part(inside, parameter, *parts[slot.place]) if slot.place in parts else whole
+        entry = Entry(path + slot.inside(name), parameter, put)
+        filed = _in_form(entry, forms[slot.place]) if slot.place in forms else [("", entry)]
+        yield from ((path + slot.key + added, each) for added, each in filed)
 
 
 def adapter_state(
@@ -185,12 +192,11 @@ def load_state(
     # With `bias="all"`, PEFT's files hold biases of modules trained in full a second time, under the wrapper's names.
     tensors = {k: t for k, t in tensors.items() if not {"modules_to_save", "original_module"} & set(k.split("."))}
     wanted = entries(model, name, cfg, root)
-    base = (
-        {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
-        if tensors.keys() - wanted.keys()
-        else {}
-    )
-    return fit(wanted, base, tensors, strict)
+    allowed: dict[str, Entry] = {}
+    if tensors.keys() - wanted.keys():
+        allowed = {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
+        allowed |= _repeated(model, name, root)
+    return fit(wanted, allowed, tensors, strict)
 
 
 def fit(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, warn
 from ..match import adapter_layers
-from ..method import Adapter, Method, Slot, constant, normal, zeros
+from ..method import Adapter, Form, Method, Slot, constant, entries, normal, zeros
 from ..sites import Site
 from .lora import Lora, LoraConfig
 from .targets import ADALORA_TARGETS
@@ -94,7 +94,7 @@ class AdaLora(Method):
             "A": Slot(name="lora_A", shape=(*experts, r, columns), init=start),
             "B": Slot(name="lora_B", shape=(*experts, out, r), init=start),
             "E": Slot(name="lora_E", shape=(*experts, r, 1), init=e),
-            "n": Slot(name="ranknum", shape=(1,), init=n, trainable=False, file="", dtype=torch.float32),
+            "n": Slot(name="ranknum", shape=(1,), init=n, trainable=False, file=""),
         }
 
     def scaling(self, site: Site, cfg: AdaLoraConfig) -> float:
@@ -146,12 +146,12 @@ class AdaLora(Method):
         for a in found:
             a.E.masked_fill_(~a.cfg.left, 0)
 
-    def in_file(self, a: Adapter) -> Mapping[str, tuple[int, Tensor]]:
+    def in_file(self, a: Adapter) -> Mapping[str, Form]:
         """What the cuts have left."""
         if a.cfg.left is None or a.cfg.left.dim() > 2:
             return {}
         left = a.cfg.left.nonzero()[:, 0]
-        return {"A": (0, left), "B": (1, left), "E": (0, left)}
+        return {"A": entries(0, left), "B": entries(1, left), "E": entries(0, left)}
 
 
 def scaled(a: Any) -> Tensor:
