@@ -164,7 +164,7 @@ def safe(row: Row, folder: Path) -> None:
     """So does a merge that is impossible anyway; what was asked is named, and nothing is changed."""
     model = row.trained()
     layer = adapter_layers(model)[-1]
-    _, victim = next(iter(layer.parameters_of("default")))
+    victim = next(held[key] for held, key, trained in layer.owned("default") if trained)
     victim.view(-1)[0] = float("nan")
     before = {k: bits(t) for k, t in model.state_dict().items()}
     for act, safe_merge in product((model.merge_adapter, model.merge_and_unload), (True, False)):
@@ -301,7 +301,8 @@ def training_rows(row: Row, folder: Path) -> None:
 # numbers
 def number_formats(model: nn.Module) -> set[torch.dtype]:
     """Those of the adapter's tensors that have none of their own."""
-    own = [held[key] for layer in adapter_layers(model) for held, key, _ in layer.owned("default")]
+    adapters = [layer.adapters["default"] for layer in adapter_layers(model)]
+    own = [a.tensor(key) for a in adapters for key, slot in a.slots.items() if slot.dtype is None]
     return {p.dtype for p in own if p.is_floating_point()}
 
 

@@ -252,7 +252,16 @@ class AdapterConfig(PeftConfig):
         return wrong
 
     def at(self, path: str) -> Self:
-        """This configuration for one module: `rank_pattern` and `alpha_pattern` resolved once, by the module's path."""
+        """This configuration for one module: `rank_pattern` and the like resolved once, by the module's path."""
+        changes = self.changes(path)
+        if not changes:
+            return self
+        here = replace(self, **changes)
+        vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
+        return here
+
+    def changes(self, path: str) -> dict[str, Any]:
+        """The fields that are others for one module: here, those that `rank_pattern` and its like give it."""
         changes = {}
         usual = {self.rank_field: "rank_pattern", self.alpha_field: "alpha_pattern"}
         for option, pattern in (usual | dict(self.patterns)).items():
@@ -260,11 +269,7 @@ class AdapterConfig(PeftConfig):
                 if re.match(rf"(.*\.)?({key})$", path):
                     changes[option] = value
                     break
-        if not changes:
-            return self
-        here = replace(self, **changes)
-        vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
-        return here
+        return changes
 
 
 ConfigLike = PeftConfig | Mapping[str, Any]

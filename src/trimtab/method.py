@@ -67,6 +67,15 @@ class Form:
     whole: Callable[..., Tensor]
 
 
+def entries(axis: int, index: Tensor) -> Form:
+    """The form of a tensor of which a file holds what stands at some indices along an axis; the rest is zero."""
+
+    def whole(like: Tensor, part: Tensor) -> Tensor:
+        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
+
+    return Form({"": lambda t: t.index_select(axis, index.to(t.device))}, whole)
+
+
 @dataclass(kw_only=True)
 class Slot:
     """One tensor of an adapter: its name, shape and start, and where it is kept.
@@ -199,6 +208,8 @@ class Start:
     name: ClassVar[str]
     changes_base: ClassVar[bool] = False
     """Whether it writes to the base weight."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """The slots that it sets for good: they are not trained."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

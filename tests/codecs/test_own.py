@@ -31,12 +31,12 @@ BITS = {"nf4": 4.127, "nf4 plain": 4.5, "int8": 8.03, "fp8": 8.03}
 
 @pytest.mark.parametrize("name", CODECS)
 def test_error_and_size_on_normal_weights(name):
-    w, codec = torch.randn(256, 1024), CODECS[name]
+    w, codec = torch.randn(1024, 1024), CODECS[name]
     held = codec.encode(w)
     error = float((codec.decode(held, 1024) - w).norm() / w.norm())
     assert error == pytest.approx(ERROR[name], rel=0.02)
     size = sum(t.numel() * t.element_size() for t in held.values())
-    assert 8 * size / w.numel() == pytest.approx(BITS[name], abs=0.01)
+    assert 8 * size / w.numel() == pytest.approx(BITS[name], abs=0.02)
 
 
 @every
@@ -260,3 +260,20 @@ def test_a_dequantised_merge_takes_a_number_format_and_what_was_merged_before():
     assert not any(isinstance(m, Quantized) for m in plain.modules())
     half = model.merge_and_unload(dequantize=torch.bfloat16)
     assert {p.dtype for n, p in half.named_parameters() if "head" not in n} == {torch.bfloat16}
+
+
+def test_a_base_that_is_kept_elsewhere():
+    """Accelerate brings the stored tensors in for a forward; what they stand for is read, and written, there."""
+    accelerate = pytest.importorskip("accelerate")
+    here, base = adapted(), stored()
+    accelerate.cpu_offload(base, torch.device("cpu"))
+    assert base.lin0.codes.is_meta
+    model = models.shake(get_peft_model(base, LoraConfig(target_modules=LAYERS)))
+    y = models.output(here, X)
+    torch.testing.assert_close(models.output(model, X), y)
+    before = {k: t.clone() for k, t in base.lin0.base_layer.stored.items()}
+    for each in (here, model):
+        each.merge_adapter()
+    torch.testing.assert_close(models.output(model, X), models.output(here, X))
+    model.unmerge_adapter()
+    assert all(torch.equal(t, before[k]) for k, t in base.lin0.base_layer.stored.items())

@@ -1,5 +1,10 @@
 """Training on a quantised base: what `prepare_model_for_kbit_training` does, recomputing activations, optimisers."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tests import models
@@ -108,3 +113,14 @@ def test_an_optimiser_step_moves_adapters_only():
     moved = {k for k, t in model.state_dict().items() if not torch.equal(t, before[k])}
     assert moved == {k for k, p in model.named_parameters() if p.requires_grad}
     assert not any(isinstance(m, nn.Linear) and "lora" not in n for n, m in model.named_modules() if "layers" in n)
+
+
+def test_the_guide_runs(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    text = (Path(__file__).parents[2] / "docs/quantised.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    merged, plain = done.stdout.splitlines()
+    assert re.match(r"merged 14 layers; weight error: largest .*; 14 of them were quantised again \(nf4\), ", merged)
+    assert re.match(r"merged 14 layers; weight error: largest [^;]*$", plain)

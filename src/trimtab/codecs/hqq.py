@@ -37,4 +37,10 @@ class HqqSite(CodecSite):
         return {"W_q": self.layer.W_q} | ({} if self.bias is None else {"bias": self.bias})
 
     def snapshot(self) -> Snapshot:
-        return super().snapshot() | {"meta": self.layer.meta}
+        old = super().snapshot()
+        old["W_q"].meta = self.layer.meta  # type: ignore[attr-defined]
+        return old
+
+    def restore(self, old: Snapshot) -> None:
+        super().restore(old)
+        self.layer.meta = old["W_q"].meta  # type: ignore[attr-defined]

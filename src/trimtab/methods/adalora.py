@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, warn
 from ..match import adapter_layers
-from ..method import Adapter, Form, Method, Slot, constant, normal, zeros
+from ..method import Adapter, Form, Method, Slot, constant, entries, normal, zeros
 from ..sites import Site
 from .lora import Lora, LoraConfig
 from .targets import ADALORA_TARGETS
@@ -151,19 +151,7 @@ class AdaLora(Method):
         if a.cfg.left is None or a.cfg.left.dim() > 2:
             return {}
         left = a.cfg.left.nonzero()[:, 0]
-        return {"A": rows(0, left), "B": rows(1, left), "E": rows(0, left)}
-
-
-def rows(axis: int, index: Tensor) -> Form:
-    """Of a tensor, what stands at some indices along an axis; the rest is zero."""
-
-    def taken(t: Tensor) -> Tensor:
-        return t.index_select(axis, index.to(t.device))
-
-    def whole(like: Tensor, part: Tensor) -> Tensor:
-        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
-
-    return Form({"": taken}, whole)
+        return {"A": entries(0, left), "B": entries(1, left), "E": entries(0, left)}
 
 
 def scaled(a: Any) -> Tensor:

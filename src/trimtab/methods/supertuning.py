@@ -33,6 +33,11 @@ class SupertuningConfig(AdapterConfig, kind="SUPERTUNING"):
     init_weights: bool = True  # start without effect; False: random
     save_precomputed_indices: bool = True  # keep the places in the file; False: find them in the base weight again
 
+    def __post_init__(self) -> None:
+        if self.r is not None and self.lora_alpha is None:
+            self.lora_alpha = 2 * self.r
+        super().__post_init__()
+
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
         if not 0 <= self.sparsity < 1:
@@ -65,7 +70,7 @@ class Supertuning(Method):
         return slots
 
     def scaling(self, site: Site, cfg: SupertuningConfig) -> float:
-        return 1.0 if cfg.r is None else (2 * cfg.r if cfg.lora_alpha is None else cfg.lora_alpha) / cfg.r
+        return cfg.lora_alpha / cfg.r if cfg.r and cfg.lora_alpha is not None else 1.0
 
     def derive(self, a: Adapter) -> None:
         if not a.where.is_meta:
