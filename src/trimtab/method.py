@@ -164,6 +164,11 @@ class Adapter:
         return self.layer.scaling[self.name]
 
     @property
+    def depends(self) -> str:
+        """What its effect depends on besides a weight; "" where it can be merged."""
+        return self.method.depends or self.site.whole
+
+    @property
     def training(self) -> bool:
         """Whether what is computed is for training: never in a copy made by `to`, which is what a merge reads."""
         return self.layer.training and self._cast is None
@@ -242,6 +247,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    on_blocks: ClassVar[bool] = False
+    """Whether it can stand on a module as a whole, by `output` alone: see `BlockSite`."""
     tied: ClassVar[bool] = False
     """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False
