@@ -13,8 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..config import AdapterConfig
-from ..method import Method, Slot, constant, kaiming, normal, zeros
+from ..method import Slot, constant, kaiming, normal, zeros
 from ..sites import Site
+from .factored import Factored
 from .targets import LORA_TARGETS
 
 
@@ -46,7 +47,7 @@ class RandLoraConfig(AdapterConfig, kind="RANDLORA"):
         return wrong
 
 
-class RandLora(Method):
+class RandLora(Factored):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "RANDLORA", "randlora_", "randlora_dropout", LORA_TARGETS
@@ -81,20 +82,7 @@ class RandLora(Method):
         return cfg.randlora_alpha / cfg.r
 
     def factors(self, a: Any) -> tuple[Tensor, Tensor]:
-        """(n r, in) and (out, n r), whose product is the update."""
+        """(n r, in) and (out, n r)."""
         bases, scaled = a.B.flatten(1), (a.l.unsqueeze(-1) * a.A * a.g).flatten(0, 1)
         out, columns = a.site.matrix
         return (scaled, bases) if out >= columns else (bases.T, scaled.T)
-
-    def weight(self, w: Tensor, a: Any) -> Tensor:
-        down, up = self.factors(a)
-        return a.site.add(w, a.scale * (up @ down).view(a.site.shape))
-
-    def direct(self, site: Site, cfg: RandLoraConfig) -> bool:
-        return super().direct(site, cfg) and site.shape[1] == site.inp
-
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        kernel = a.site.shape[2:]
-        down, up = self.factors(a)
-        h = a.site.op(a.drop(x), down.reshape(-1, a.site.inp, *kernel))
-        return y + a.scale * a.site.up(h, up.reshape(*up.shape, *(1 for _ in kernel)))
