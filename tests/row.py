@@ -60,6 +60,8 @@ class Row:
 
     def leaves_out(self, column: str) -> str | None:
         """Why a column does not apply here, or None."""
+        if column in ORACLE and self.kind not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
+            return "PEFT does not have this method"
         if self.oracle and column in ORACLE:
             return self.oracle
         if column in NO_WEIGHT and (depends := method_of(self.config()).depends):

@@ -16,7 +16,8 @@ def replaced(model: Any, make: Callable[[nn.Module], nn.Module], *names: str) ->
     """Replace layers of a model by what `make` makes of them."""
     for name in names:
         layer = getattr(model, name)
-        setattr(model, name, make(layer).train(layer.training).to(layer.weight.device))
+        device = layer.weight.device
+        setattr(model, name, make(layer).train(layer.training).to(device))
 
 
 def four_bit(layer: Any) -> nn.Module:
@@ -37,6 +38,14 @@ def eight_bit(layer: Any) -> nn.Module:
     return made
 
 
+@torch.no_grad()
+def half_quadratic(layer: Any) -> nn.Module:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    config = BaseQuantizeConfig(nbits=4, group_size=64)
+    return HQQLinear(layer, config, True, layer.weight.dtype, layer.weight.device.type)
+
+
 def torchao(model: nn.Module, config: str) -> None:
     from torchao import quantization as ao
     from torchao.quantization.granularity import PerGroup
@@ -54,6 +63,8 @@ STORAGE: dict[str, Callable[[nn.Module], object]] = {
 if find_spec("bitsandbytes"):
     STORAGE["bitsandbytes 4-bit"] = lambda model: replaced(model, four_bit, "lin0", "lin1")
     STORAGE["bitsandbytes 8-bit"] = lambda model: replaced(model, eight_bit, "lin0")
+if find_spec("hqq"):
+    STORAGE["hqq"] = lambda model: replaced(model, half_quadratic, "lin0", "lin1")
 if find_spec("torchao"):
     STORAGE["torchao int8"] = lambda model: torchao(model, "Int8WeightOnlyConfig")
     STORAGE["torchao int4"] = lambda model: torchao(model, "IntxWeightOnlyConfig")

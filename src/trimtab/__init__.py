@@ -48,15 +48,21 @@ from .errors import (
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
 from .methods.arrow import ArrowConfig, create_arrow_model
+from .methods.c3a import C3AConfig
+from .methods.fourierft import FourierFTConfig
 from .methods.ia3 import IA3Config
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
+from .methods.miss import MissConfig
 from .methods.p_tuning import PromptEncoder, PromptEncoderConfig, PromptEncoderReparameterizationType
 from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
+from .methods.shira import ShiraConfig
+from .methods.supertuning import SupertuningConfig
 from .methods.vera import VeraConfig
+from .methods.waveft import WaveFTConfig
 from .methods.xlora import XLoraConfig
 from .model import PeftModel
 from .prompt import PromptLearningConfig
@@ -96,9 +102,11 @@ __all__ = [
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
     "BaseStateError",
+    "C3AConfig",
     "ConfigError",
     "Conversion",
     "ConversionError",
+    "FourierFTConfig",
     "IA3Config",
     "LoHaConfig",
     "LoKrConfig",
@@ -107,6 +115,7 @@ __all__ = [
     "MergeError",
     "MergeReport",
     "Method",
+    "MissConfig",
     "NoMatchingPeftModuleError",
     "PeftConfig",
     "PeftError",
@@ -130,13 +139,16 @@ __all__ = [
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "ShiraConfig",
     "Site",
     "Slot",
+    "SupertuningConfig",
     "TargetError",
     "TaskType",
     "TrimtabError",
     "TrimtabWarning",
     "VeraConfig",
+    "WaveFTConfig",
     "XLoraConfig",
     "__version__",
     "convert_to_lora",

@@ -131,7 +131,7 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
     if state_dict is not None:
         places = [p for p in places if any(f"{p.name}.{method.prefix}" in key for key in state_dict)]
     match.check_inside_attention(places)
-    places, followers = tie.lead(model, cfg, places)
+    places, followers = tie.lead(model, cfg, places, method.tied)
     mounts: list[Mount] = []
     wrong: list[tuple[type[TrimtabError], str]] = []
     wanted = [(p, "") for p in (*places, *attention_outputs(places))] + match.parameter_targets(model, cfg)

@@ -39,6 +39,9 @@ def seeded(*names: str) -> Generator:
     return torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32("/".join(names).encode()))
 
 
+Dequantize = bool | torch.dtype
+"""Whether a merge makes plain layers of quantised ones, and in which number format; True: the one they compute in."""
+
 Owned = tuple[dict[str, Any], str, bool]
 """Where a tensor lies: a module's parameters by name, its name there, and whether it can be trained."""
 
@@ -128,7 +131,7 @@ class AdapterLayer(LayerFace, nn.Module):
         t = torch.empty(slot.shape, dtype=slot.dtype or torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
-        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable)
+        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable and slot.kept)
 
     def remove(self, name: str) -> None:
         """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
@@ -315,7 +318,8 @@ class AdapterLayer(LayerFace, nn.Module):
             a: Any = self.adapters[names[0]]
             led = a.leader.layer
             merged = a.name in led.merged_adapters
-            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
+            w = led.site.weight().detach() if merged else led.merged_weight(names)[0]
+            return a.turned(w), self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
@@ -324,7 +328,7 @@ class AdapterLayer(LayerFace, nn.Module):
             w, b = a.method.both(w, b, a)
         return w, b
 
-    def check_merge(self, names: Sequence[str], safe: bool, dequantize: bool = False) -> list[str]:
+    def check_merge(self, names: Sequence[str], safe: bool, dequantize: Dequantize = False) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
         if self.site.refusal and names and not dequantize:
             return [
@@ -358,7 +362,7 @@ class AdapterLayer(LayerFace, nn.Module):
         return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
-    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: bool = False) -> WeightError:
+    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: Dequantize = False) -> WeightError:
         """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
 
         `dequantize`: a plain layer takes a quantised one's place, for good. Nothing is checked here: see `check_merge`.
@@ -367,7 +371,8 @@ class AdapterLayer(LayerFace, nn.Module):
             self._base = self.site.snapshot()
         w, b = self.merged_weight(names)
         if dequantize and self.site.codec:
-            self.base_layer = self.site.plain(w, b)
+            plain = self.site.plain(w, b)
+            self.base_layer = plain.to(dequantize) if isinstance(dequantize, torch.dtype) else plain
             self.site = site_of(self.base_layer)
         else:
             self.site.write(w, b)

@@ -203,6 +203,8 @@ class Start:
     name: ClassVar[str]
     changes_base: ClassVar[bool] = False
     """Whether it writes to the base weight."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """The slots that it sets for good: they are not trained."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -240,6 +242,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    tied: ClassVar[bool] = False
+    """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False
     """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
@@ -262,6 +266,10 @@ class Method:
         """Set what the user left to the architecture's default; leave `target_modules` unset where there is none."""
         if cfg.target_modules is None and not cfg.target_parameters:
             cfg.target_modules = self.defaults.get(model_type or "")
+
+    def find(self, model: nn.Module, cfg: Any) -> str | list[str] | None:
+        """Default targets that the model itself tells, where `fill` has left them unset."""
+        return None
 
     def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
         """The tensors of an adapter on this site. Raises `ConfigError` where the method cannot stand there."""

@@ -15,6 +15,7 @@ from .errors import AdapterFileError
 from .files import write_tensors, write_text
 from .fingerprint import METADATA_KEY, Fingerprint, dump
 from .match import ends_with
+from .method import method_of
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -94,7 +95,7 @@ def write_card(model: "PeftModel", name: str, folder: Path) -> None:
 
 
 def _has_embeddings(cfg: Any) -> bool:
-    targets = getattr(cfg, "target_modules", None)
+    targets = None if method_of(cfg).tied else getattr(cfg, "target_modules", None)  # rows of it are saved as such
     return isinstance(targets, list) and any(ends_with(t, state.EMBEDDINGS) for t in targets)
 
 

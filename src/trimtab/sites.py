@@ -203,7 +203,8 @@ class EmbeddingSite(Site):
         return w.T
 
     def op(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return self.scaled(F.embedding(x, w.T, getattr(self.layer, "padding_idx", None)))
+        y = self.scaled(F.embedding(x, w.T, getattr(self.layer, "padding_idx", None)))
+        return y if b is None else y + b
 
     def scaled(self, y: Tensor) -> Tensor:
         """Looked-up rows as the layer returns them."""

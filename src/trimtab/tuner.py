@@ -13,7 +13,7 @@ from torch import nn
 from . import combine, inject
 from .config import AdapterConfig
 from .errors import AdapterError, MergeError, listing, warn
-from .layer import AdapterLayer, Owned, WeightError
+from .layer import AdapterLayer, Dequantize, Owned, WeightError
 from .method import method_of
 from .shared import trained_together
 from .watch import forget
@@ -200,7 +200,7 @@ class Tuner(nn.Module):
     add_weighted_adapter = combine.add_weighted_adapter
 
     # merge
-    def check_merge(self, names: Sequence[str], safe_merge: bool, dequantize: bool = False) -> list[AdapterLayer]:
+    def check_merge(self, names: Sequence[str], safe_merge: bool, dequantize: Dequantize = False) -> list[AdapterLayer]:
         """The layers that merging these adapters will change. Raises `MergeError` with all that forbids it."""
         layers = [layer for layer in self.layers if any(n in layer.adapters for n in names)]
         wrong = []
@@ -221,14 +221,16 @@ class Tuner(nn.Module):
         Raises `MergeError`, with nothing changed, when any layer cannot be merged.
         """
         names = self.known(adapter_names)
-        return self._merge(self.check_merge(names, safe_merge), names, keep_base=keep_base)
+        return self._merge(self.check_merge(names, safe_merge), names, keep_base)
 
-    def _merge(self, layers: Iterable[AdapterLayer], names: list[str], **options: bool) -> MergeReport:
+    def _merge(
+        self, layers: Iterable[AdapterLayer], names: list[str], keep_base: bool, dequantize: Dequantize = False
+    ) -> MergeReport:
         done = []
         for layer in layers:
             here = [n for n in names if n in layer.adapters and n not in layer.merged_adapters]
             if here:
-                done.append(layer.merge_in(here, **options))
+                done.append(layer.merge_in(here, keep_base, dequantize))
         self.merge_report = MergeReport(done)
         return self.merge_report
 
@@ -244,17 +246,22 @@ class Tuner(nn.Module):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: Sequence[str] | None = None,
-        dequantize: bool = False,
+        dequantize: Dequantize = False,
     ) -> nn.Module:
         """The base model with these adapters (the active ones by default) merged in and no wrapper left.
 
-        `dequantize`: adapted layers of a quantised base become plain ones, rather than being quantised again with the
-        adapter in them. `merge_report` tells what storing the weights lost. Raises `MergeError` with nothing changed.
+        `dequantize`: adapted layers of a quantised base become plain ones (True, or their number format), rather than
+        being quantised again with the adapter in them. `merge_report` tells what storing the weights lost. Raises
+        `MergeError` with nothing changed.
         """
         names = self.known(adapter_names)
         self.check_heads(names)
+        if dequantize:  # what is merged by now was quantised
+            names = list(dict.fromkeys([*self.merged_adapters, *names]))
         layers = self.check_merge(names, safe_merge, dequantize)
-        self._merge(progress(layers) if progressbar else layers, names, keep_base=False, dequantize=dequantize)
+        if dequantize:
+            self.unmerge_adapter()
+        self._merge(progress(layers) if progressbar else layers, names, False, dequantize)
         for wrapper in self.switches:
             if isinstance(wrapper, ModulesToSaveWrapper):
                 wrapper.activate(names)

@@ -4,9 +4,10 @@ Most methods look at nothing but their layer. One that does (a task's number, th
 defines `Method.before` or `Method.after`; the base model then carries one hook for each, which a generation passes too.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .match import adapter_layers
 from .method import Method
@@ -84,3 +85,10 @@ def unwatch(model: nn.Module) -> None:
     if seen := model.__dict__.pop("adapter_watch", None):
         for handle in seen.handles:
             handle.remove()
+
+
+def add_to_loss(model: nn.Module, output: Any, term: Callable[[], Tensor]) -> Any:
+    """The model's output, in training with a term added to its loss, where it has computed one."""
+    if model.training and isinstance(output, dict) and "loss" in output:
+        output["loss"] = output["loss"] + term().to(output["loss"].device)
+    return output

@@ -38,6 +38,7 @@ OPTIONAL = {
     "triton": "comes with torch where there is a GPU",
     "bitsandbytes": "a base that is quantised by it",
     "torchao": "a base that is quantised by it",
+    "pywt": "wavelets other than Haar's, for those who ask for them",
     "diffusers": "a pipeline that looks for `peft`",
     "numpy": "Uni-LoRA's projection, which is drawn with it",
     "tqdm": "a progress bar where it is installed; there is none otherwise",

@@ -45,6 +45,8 @@ OWN = [
 ROWS = [
     *OWN,
     *(r for kind in ("int8", "int4", "float8") for r in on(f"torchao {kind}", "LoRA DoRA IA3", "lin0 lin1")),
+    *on("hqq", "LoRA DoRA", "lin0 lin1"),
+    *on("hqq", "LoHa", "lin0 lin1", NOT_THERE),
     *on("torchao int8", "LoHa", "lin0 lin1", NOT_THERE),
     *on("bitsandbytes 4-bit", "LoRA DoRA IA3", "lin0 lin1", without=STATE),
     *on("bitsandbytes 4-bit", "LoHa", "lin0 lin1", NOT_THERE, STATE),

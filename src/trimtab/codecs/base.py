@@ -42,15 +42,14 @@ class CodecSite(Site):
     def size(self) -> tuple[int, ...]:
         return self.layer.out_features, self.layer.in_features
 
-    @property
-    def device(self) -> torch.device:
-        return self.layer.weight.device
-
     def _set(self, key: str, value: Tensor) -> None:
-        if key == "bias":
-            super()._set(key, value)
-        else:
+        held = getattr(self.layer, key, None)
+        if key != "bias":
             self.encode(value.detach())
+        elif isinstance(held, nn.Parameter):
+            super()._set(key, value)
+        elif held is not None:  # some keep it as a bare tensor
+            self.layer.bias = value.detach().to(held.dtype)
 
     def encode(self, w: Tensor) -> None:
         """Quantise a weight in the layer's layout, and put the new tensors in the place of the old ones."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import offload
 from ..sites import EmbeddingSite, Site, scaled, site_of
 from .base import Codec, CodecSite
 
@@ -42,7 +43,9 @@ class Quantized(nn.Module):
         self.origin: Site = site_of(layer)
         self.codec = codec
         self.dtype = codec.dtype or self.origin.dtype
-        self.store(self.origin.weight().detach())
+        self.columns = self.turned(self.origin.weight()).shape[1]
+        self._parameters |= self.encoded(self.origin.weight())
+        self.names = tuple(self._parameters)
         self._parameters |= {k: p for k, p in layer._parameters.items() if k != "weight"}
         self._buffers |= layer._buffers
         self.requires_grad_(False)
@@ -50,12 +53,10 @@ class Quantized(nn.Module):
         self.origin.layer = copy.copy(layer)
         vars(self.origin.layer).update(_parameters=dict.fromkeys(layer._parameters), _buffers={})
 
-    def store(self, w: Tensor) -> None:
-        """Quantise a canonical weight, and hold it from now on."""
-        rows = self.turned(w)
-        encoded = self.codec.encode(rows)
-        self.names, self.columns = tuple(encoded), rows.shape[1]
-        self._parameters |= {k: nn.Parameter(t, requires_grad=False) for k, t in encoded.items()}
+    def encoded(self, w: Tensor) -> dict[str, nn.Parameter]:
+        """The tensors that stand for a canonical weight, by name."""
+        held = self.codec.encode(self.turned(w.detach()))
+        return {k: nn.Parameter(t, requires_grad=False) for k, t in held.items()}
 
     @staticmethod
     def turned(w: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class Quantized(nn.Module):
     @property
     def stored(self) -> dict[str, Tensor]:
         """The tensors that stand for the weight, by name."""
-        return {k: getattr(self, k) for k in self.names}
+        return {k: offload.get(self, k) for k in self.names}
 
     @property
     def weight(self) -> Tensor:
@@ -151,14 +152,13 @@ class QuantizedSite(CodecSite):
 
     def __init__(self, layer: Any, parameter: str = "weight") -> None:
         self.codec = layer.codec.name
-        super().__init__(layer, parameter)
+        super().__init__(layer, "codes")
 
     def size(self) -> tuple[int, ...]:
         return self.layer.origin.shape
 
-    @property
-    def device(self) -> torch.device:
-        return self.layer.codes.device
+    def weight(self) -> Tensor:
+        return self.layer.weight
 
     @property
     def dtype(self) -> torch.dtype:
@@ -171,7 +171,8 @@ class QuantizedSite(CodecSite):
         return dict(self.layer.stored) | ({} if self.bias is None else {"bias": self.bias})
 
     def write(self, w: Tensor, b: Tensor | None = None) -> None:
-        self.layer.store(w)
+        for key, t in self.layer.encoded(w).items():
+            offload.put(self.layer, key, t)
         if b is not None:
             self._set("bias", b)
 
@@ -183,6 +184,3 @@ class QuantizedEmbeddingSite(QuantizedSite, EmbeddingSite):
     """An embedding in one of our own codecs."""
 
     layers = ("trimtab.codecs.layers.QuantizedEmbedding",)
-
-    def weight(self) -> Tensor:
-        return self.layer.weight

@@ -43,19 +43,15 @@ class NF4(Codec):
         c = blocks.abs().amax(2)
         levels = torch.tensor(LEVELS, device=w.device)
         borders = (levels[1:] + levels[:-1]) / 2
-        q = (
-            torch.bucketize(blocks / c.clamp_min(1e-30).unsqueeze(2), borders, out_int32=True)
-            .to(torch.uint8)
-            .flatten(1)
-        )
-        return {"codes": q[:, ::2] << 4 | q[:, 1::2]} | (self.squeeze(c) if self.double_quant else {"factors": c})
+        q = torch.bucketize(blocks / c.clamp_min(1e-30).unsqueeze(2), borders, out_int32=True)
+        q = q.to(torch.uint8).flatten(1)
+        held = {"codes": q[:, ::2] << 4 | q[:, 1::2], "pairs": torch.cartesian_prod(levels, levels)}
+        return held | (self.squeeze(c) if self.double_quant else {"factors": c})
 
     def decode(self, held: Mapping[str, Tensor], columns: int) -> Tensor:
         codes = held["codes"]
-        levels = torch.tensor(LEVELS, device=codes.device)
-        pairs = torch.cartesian_prod(levels, levels)  # both levels of every byte
-        blocks = F.embedding(codes.int(), pairs).view(len(codes), -1, self.blocksize)
-        return (blocks * self.factors(held).unsqueeze(2)).flatten(1)[:, :columns]
+        blocks = F.embedding(codes.int(), held["pairs"]).view(len(codes), -1, self.blocksize)  # both levels of a byte
+        return blocks.mul_(self.factors(held).unsqueeze(2)).flatten(1)[:, :columns]
 
     def squeeze(self, c: Tensor) -> dict[str, Tensor]:
         """Factors c (rows, blocks) as integers of eight bits, one scale for 256 of them and one mean for all."""
@@ -66,7 +62,7 @@ class NF4(Codec):
         return {"factors": eight.flatten()[: c.numel()].view(c.shape), "scales": scales, "mean": mean}
 
     def factors(self, held: Mapping[str, Tensor]) -> Tensor:
-        """C (rows, blocks) in float32."""
+        """The factors c (rows, blocks) in float32."""
         eight = held["factors"]
         if "scales" not in held:
             return eight
@@ -74,4 +70,4 @@ class NF4(Codec):
         return eight.float() * scales + held["mean"]
 
     def rows(self, held: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        return {"codes": held["codes"][index], "factors": self.factors(held)[index]}
+        return {"codes": held["codes"][index], "factors": self.factors(held)[index], "pairs": held["pairs"]}

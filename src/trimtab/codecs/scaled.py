@@ -29,7 +29,7 @@ class Scaled(Codec):
         return w.clamp(-self.largest, self.largest)
 
     def decode(self, held: Mapping[str, Tensor], columns: int) -> Tensor:
-        return held["codes"].float() * held["factors"]
+        return held["codes"].float().mul_(held["factors"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ class AdaLora(Method):
             "A": Slot(name="lora_A", shape=(*experts, r, columns), init=start),
             "B": Slot(name="lora_B", shape=(*experts, out, r), init=start),
             "E": Slot(name="lora_E", shape=(*experts, r, 1), init=e),
-            "n": Slot(name="ranknum", shape=(1,), init=n, trainable=False, file="", dtype=torch.float32),
+            "n": Slot(name="ranknum", shape=(1,), init=n, trainable=False, file=""),
         }
 
     def scaling(self, site: Site, cfg: AdaLoraConfig) -> float:
