@@ -20,7 +20,7 @@ from .match import Place, adapter_layers
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
-from .shared import make_shared
+from .shared import join_groups, make_shared
 from .sites import ParameterSite, Site, is_quantized, site_of
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
@@ -53,6 +53,7 @@ class Request:
     method: Method
     empty: bool = False
     autocast: bool = True
+    groups: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)  # what `join_groups` has found
 
 
 def switches(model: nn.Module) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
@@ -272,6 +273,7 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
         for where in (place, *mount.aliases):
             where.parent._modules[where.key] = layer
     layer.add(request.name, request.method, mount.cfg, mount.slots, shared, request.empty, request.autocast)
+    join_groups(layer, request.name, request.groups)
     adapter = layer.adapters[request.name]
     with torch.no_grad():
         if mount.site.device.type != "meta":

@@ -91,6 +91,7 @@ class Slot:
     module: bool = False
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
+    group: str = ""  # layers that give the same word here hold one tensor, each under its own names
     trainable: bool = True
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
@@ -146,13 +147,12 @@ class Adapter:
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         owner, part = self.layer.holder(slot, self.name)
-        if part in owner._parameters and not slot.shared:
-            self._where[key] = (owner._parameters, part)
         found = offload.get(owner, part)
-        if not slot.shared:
-            return found
-        found = found[tuple(slice(n) for n in slot.shape)]
-        return found if found.device == self.site.device else found.to(self.site.device)
+        if slot.shared or slot.group:  # perhaps by layers on several devices
+            return found[tuple(slice(n) for n in slot.shape)].to(self.site.device)
+        if part in owner._parameters:
+            self._where[key] = (owner._parameters, part)
+        return found
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""

@@ -1,4 +1,4 @@
-"""What the layers of a model share: slots that are held once, made for an adapter when it is put in."""
+"""What the layers of a model share: slots that are held once, made for an adapter when it is put in; and groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .held import Shared
-from .layer import seeded
+from .layer import AdapterLayer, seeded
 from .match import adapter_layers
 from .method import Slot
 from .sites import Site
@@ -50,3 +50,11 @@ def trained_together(model: nn.Module) -> dict[str, Shared]:
     """The containers of what layers share and train, by slot name."""
     held = {k: m for layer in adapter_layers(model) for k, m in layer._modules.items() if isinstance(m, Shared)}
     return {k: m for k, m in held.items() if any(True for _ in m.parameters())}
+
+
+def join_groups(layer: AdapterLayer, name: str, groups: dict[tuple[str, str], nn.Parameter]) -> None:
+    """Let a layer hold the tensors that others of its groups hold, by place and group, instead of its own."""
+    for slot, parameter in list(layer.parameters_of(name)):
+        if slot.group:
+            owner, key = layer.holder(slot, name)
+            owner._parameters[key] = groups.setdefault((slot.place, slot.group), parameter)
