@@ -20,7 +20,7 @@ from .match import Place, adapter_layers
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
-from .shared import join_groups, make_shared
+from .shared import brings_shared, join_groups, make_shared
 from .sites import ParameterSite, Site, is_quantized, site_of
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
@@ -99,7 +99,7 @@ def inject(
     router = router_of(model)
     if not any(switches(model)):
         model.requires_grad_(False)
-    shared = make_shared(model, request, [m.slots for m in mounts], mounts[0].site if mounts else None)
+    shared = make_shared(model, request, mounts)
     for mount in mounts:
         mount_adapter(mount, request, router, shared)
     put_tokens(tokens, request, router)
@@ -276,7 +276,7 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
     join_groups(layer, request.name, request.groups)
     adapter = layer.adapters[request.name]
     with torch.no_grad():
-        if mount.site.device.type != "meta":
+        if mount.site.device.type != "meta" and not (request.empty and brings_shared(mount.slots)):
             request.method.derive(adapter)
         if not request.empty or request.method.changes_base(mount.cfg):
             request.method.start(adapter)

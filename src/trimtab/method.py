@@ -312,8 +312,13 @@ class Method:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
         raise NotImplementedError
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`.
+
+        `sites`: those that the adapter is on, by path. Not asked where a file will bring all that layers share.
+        """
         return {}
 
     def in_file(self, a: Adapter) -> Mapping[str, Form]:
@@ -324,7 +329,10 @@ class Method:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 
     def derive(self, a: Adapter) -> None:
-        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too.
+
+        Where a file brings frozen tensors that layers share, it is done once they are there.
+        """
 
     def companions(self, cfg: Any) -> dict[str, str]:
         """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.

@@ -6,6 +6,7 @@ bases B_n lie along the weight's longer side, and s = alpha / r; the kernel of a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,7 +64,9 @@ class RandLora(Factored):
             "B": Slot(name="randlora_B", shape=(long, n, cfg.r), shared=True, trainable=False, file=file),
         }
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: RandLoraConfig) -> dict[str, Tensor]:
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: RandLoraConfig, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
         generator = Generator().manual_seed(cfg.projection_prng_key)
         short, (long, n, r) = shapes["randlora_A"][-1], shapes["randlora_B"]
         sizes = [(r, 1, short), *[(long, 1, r)] * n]
