@@ -21,7 +21,7 @@ from .match import Place, adapter_layers
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
-from .shared import make_shared
+from .shared import brings_shared, join_groups, make_shared
 from .sites import ParameterSite, Site, is_quantized, site_of, site_type
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
@@ -54,6 +54,7 @@ class Request:
     method: Method
     empty: bool = False
     autocast: bool = True
+    groups: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)  # what `join_groups` has found
 
 
 def switches(model: nn.Module) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
@@ -99,7 +100,7 @@ def inject(
     router = router_of(model)
     if not any(switches(model)):
         model.requires_grad_(False)
-    shared = make_shared(model, request, [m.slots for m in mounts], mounts[0].site if mounts else None)
+    shared = make_shared(model, request, mounts)
     for mount in mounts:
         mount_adapter(mount, request, router, shared)
     put_tokens(tokens, request, router)
@@ -288,9 +289,10 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
         for where in (place, *mount.aliases):
             where.parent._modules[where.key] = layer
     layer.add(request.name, request.method, mount.cfg, mount.slots, shared, request.empty, request.autocast)
+    join_groups(layer, request.name, request.groups)
     adapter = layer.adapters[request.name]
     with torch.no_grad():
-        if mount.site.device.type != "meta":
+        if mount.site.device.type != "meta" and not (request.empty and brings_shared(mount.slots)):
             request.method.derive(adapter)
         if not request.empty or request.method.changes_base(mount.cfg):
             request.method.start(adapter)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, forget, holder_of, made
+from .held import Held, Shared, container, forget, hold, holder_of
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .rows import by_rows
@@ -84,16 +84,17 @@ class AdapterLayer(LayerFace, nn.Module):
         base is in half precision.
         """
         adapter = Adapter(name, method, cfg, self.site, slots, self)
-        device = torch.device("meta") if empty else self.site.device
         for slot in slots.values():
             if slot.shared:
                 self._modules.setdefault(slot.name, shared[slot.name])
-            elif not slot.kept:
-                part = slot.part if slot.module else ""
-                made_now = self._start(name, slot, self.site.device, autocast).data
-                self._container(slot.name, Held).put(name, part, made_now, trainable=False)
+                continue
+            filled = empty and slot.saved and not slot.group
+            start = self._start(name, slot, torch.device("meta") if filled else self.site.device, autocast)
+            if slot.kept:
+                hold(self, slot, name, start)
             else:
-                self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
+                part = slot.part if slot.module else ""
+                container(self, slot.name, Held).put(name, part, start.data, trainable=False)
         self.join(adapter)
 
     def join(self, a: Adapter) -> None:
@@ -101,28 +102,10 @@ class AdapterLayer(LayerFace, nn.Module):
         if a.method.dropout:
             p = getattr(a.cfg, a.method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
-            self._container(a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
+            container(self, a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
         self.adapters[a.name] = a
         self.scaling[a.name] = a.method.scaling(self.site, a.cfg)
         self._plans.clear()
-
-    def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
-        held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if slot.module:
-            if name not in held._modules:
-                plain = slot.part in ("weight", "bias")
-                held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-            owner, key = made(held._modules[name], slot.part)
-            owner.register_parameter(key, parameter)
-        elif isinstance(held, nn.ParameterDict):
-            held[name] = parameter
-        else:  # a method that keeps modules under the same name was here first
-            held.register_parameter(name, parameter)
-
-    def _container(self, key: str, kind: type[nn.Module]) -> Any:
-        if key not in self._modules:
-            self.add_module(key, kind())
-        return self._modules[key]
 
     def _start(self, name: str, slot: Slot, device: torch.device, autocast: bool) -> nn.Parameter:
         half = self.site.dtype in (torch.bfloat16, torch.float16)

@@ -91,6 +91,7 @@ class Slot:
     module: bool = False
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
+    group: str = ""  # layers that give the same word here hold one tensor, each under its own names
     trainable: bool = True
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
@@ -146,13 +147,12 @@ class Adapter:
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         owner, part = self.layer.holder(slot, self.name)
-        if part in owner._parameters and not slot.shared:
-            self._where[key] = (owner._parameters, part)
         found = offload.get(owner, part)
-        if not slot.shared:
-            return found
-        found = found[tuple(slice(n) for n in slot.shape)]
-        return found if found.device == self.site.device else found.to(self.site.device)
+        if slot.shared or slot.group:  # perhaps by layers on several devices
+            return found[tuple(slice(n) for n in slot.shape)].to(self.site.device)
+        if part in owner._parameters:
+            self._where[key] = (owner._parameters, part)
+        return found
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -319,8 +319,13 @@ class Method:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
         raise NotImplementedError
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`.
+
+        `sites`: those that the adapter is on, by path. Not asked where a file will bring all that layers share.
+        """
         return {}
 
     def in_file(self, a: Adapter) -> Mapping[str, Form]:
@@ -331,7 +336,10 @@ class Method:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 
     def derive(self, a: Adapter) -> None:
-        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too.
+
+        Where a file brings frozen tensors that layers share, it is done once they are there.
+        """
 
     def companions(self, cfg: Any) -> dict[str, str]:
         """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.

@@ -15,6 +15,7 @@ from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
 from .method import Form
+from .shared import brings_shared
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -205,7 +206,13 @@ def load_state(
     if tensors.keys() - wanted.keys():
         allowed = {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
         allowed |= _repeated(model, name, root)
-    return fit(wanted, allowed, tensors, strict)
+    result = fit(wanted, allowed, tensors, strict)
+    for layer in adapter_layers(model):
+        a = layer.adapters.get(name)
+        if a is not None and not a.follows and brings_shared(a.slots):
+            with torch.no_grad():
+                a.method.derive(a)
+    return result
 
 
 def fit(
