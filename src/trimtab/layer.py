@@ -318,7 +318,8 @@ class AdapterLayer(LayerFace, nn.Module):
                     return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
         if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
             return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
-        shape = self._merged_shape(names)
+        grouped = getattr(self.site, "groups", 1) > 1
+        shape = tuple(self.merged_weight(names)[0].shape) if grouped else self.site.shape
         if shape != self.site.shape:
             return [f"{self.path}: the merged weight has shape {shape}, the layer's is {self.site.shape}"]
         if safe:
@@ -326,12 +327,6 @@ class AdapterLayer(LayerFace, nn.Module):
             if not all(bool(t.to(self.site.dtype).isfinite().all()) for t in (w, b) if t is not None):
                 return [f"{self.path}: the merged weight holds NaN or infinity"]
         return []
-
-    def _merged_shape(self, names: Sequence[str]) -> tuple[int, ...]:
-        groups = getattr(self.site, "groups", 1)
-        if groups == 1:
-            return self.site.shape
-        return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
     def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: Dequantize = False) -> WeightError:
