@@ -1,7 +1,7 @@
 """aLoRA: LoRA from its invocation on."""
 
 from tests import models
-from tests.row import LINEAR, Row
+from tests.row import Row
 
 IDS = models.inputs("llama")["input_ids"]
 INVOKED = {"r": 4, "alora_invocation_tokens": IDS[2, 1:3].tolist()}
