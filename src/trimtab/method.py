@@ -185,8 +185,11 @@ class Adapter:
 
     def rows(self, values: Tensor) -> Tensor:
         """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
-        index = self.layer.router.index
-        return values if index is None else values[index.to(values.device)]
+        router = self.layer.router
+        if router.index is None:
+            return values
+        each = len(values) // len(router.rows)  # beams of one row of `adapter_names`
+        return values.unflatten(0, (-1, each))[router.index.to(values.device)].flatten(0, 1)
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
