@@ -48,17 +48,22 @@ from .errors import (
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
 from .methods.arrow import ArrowConfig, create_arrow_model
+from .methods.boft import BOFTConfig
 from .methods.c3a import C3AConfig
 from .methods.fourierft import FourierFTConfig
+from .methods.hra import HRAConfig
 from .methods.ia3 import IA3Config
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
 from .methods.miss import MissConfig
+from .methods.oft import OFTConfig
 from .methods.p_tuning import PromptEncoder, PromptEncoderConfig, PromptEncoderReparameterizationType
 from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
+from .methods.psoft import PsoftConfig
+from .methods.road import RoadConfig
 from .methods.shira import ShiraConfig
 from .methods.supertuning import SupertuningConfig
 from .methods.vera import VeraConfig
@@ -101,12 +106,14 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BOFTConfig",
     "BaseStateError",
     "C3AConfig",
     "ConfigError",
     "Conversion",
     "ConversionError",
     "FourierFTConfig",
+    "HRAConfig",
     "IA3Config",
     "LoHaConfig",
     "LoKrConfig",
@@ -117,6 +124,7 @@ __all__ = [
     "Method",
     "MissConfig",
     "NoMatchingPeftModuleError",
+    "OFTConfig",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -139,6 +147,8 @@ __all__ = [
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "PsoftConfig",
+    "RoadConfig",
     "ShiraConfig",
     "Site",
     "Slot",
