@@ -19,6 +19,7 @@ from .face import LayerFace
 from .held import Held, Shared, container, forget, hold, holder_of
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
+from .rows import by_rows
 from .sites import Site, Snapshot, site_of
 
 log = logging.getLogger("trimtab")
@@ -201,9 +202,9 @@ class AdapterLayer(LayerFace, nn.Module):
             )
         direct = all(a.method.direct(self.site, a.cfg) for a in acting)
         direct = direct and not any(a.method.reads_weight(a.cfg) for a in acting[1:])
-        if not direct and (bound := [a for a in acting if a.method.depends]):
+        if not direct and (bound := [a for a in acting if a.depends]):
             raise AdapterError(
-                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].method.depends}, "
+                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].depends}, "
                 f"so it cannot act together with {listing(a.name for a in acting if a not in bound)}, which needs W'"
             )
         plan = Plan(self.site, acting, direct)
@@ -222,15 +223,21 @@ class AdapterLayer(LayerFace, nn.Module):
         log.debug("%s: no fast path (%s)", self.path, plan.reason)
         return plan
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The base layer's result as the active adapters change it. Shapes are those of the base layer."""
+        if x is None:  # a module that is called by keywords
+            x = kwargs.pop(self.site.first)
         if self.router.rows is not None:
-            return self._by_rows(x, self.router.rows, *args, **kwargs)
-        return self._run(self.plan(self.active), x, *args, **kwargs)
+            return by_rows(self, self.router.rows, x, *args, **kwargs)
+        return self.run(self.plan(self.active), x, *args, **kwargs)
 
-    def _run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's result as the adapters of a plan change it."""
         if not plan.adapters:
             return self.base_layer(x, *args, **kwargs)
+        if self.site.whole:
+            y = self.base_layer(x, *args, **kwargs)
+            return (self.after(plan, x, y[0]), *y[1:]) if isinstance(y, tuple) else self.after(plan, x, y)
         if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
             return y
         if not plan.direct:
@@ -250,6 +257,14 @@ class AdapterLayer(LayerFace, nn.Module):
                 result = a.method.output(h, result, a)
         return result.to(y.dtype)
 
+    def after(self, plan: Plan, x: Tensor, y: Tensor) -> Tensor:
+        """What a module as a whole returned, as the adapters of a plan change it."""
+        result = y
+        for a in plan.adapters:
+            if a.method.output is not None:
+                result = a.method.output(self._cast(x, a), result, a)
+        return result.to(y.dtype)
+
     def _cast(self, x: Tensor, a: Adapter) -> Tensor:
         if not x.is_floating_point() or not self.cast_input_dtype_enabled:
             return x
@@ -267,32 +282,6 @@ class AdapterLayer(LayerFace, nn.Module):
         """The weight (canonical) and bias that the active adapters make of the base, in the base's number format."""
         w, b = self._composed(self.plan(self.active).adapters)
         return w.to(self.site.dtype), None if b is None else b.to(self.site.dtype)
-
-    def _by_rows(self, x: Tensor, rows: tuple[str, ...], *args: Any, **kwargs: Any) -> Tensor:
-        """Each row of the batch through its own adapter: group, call, and put back in order."""
-        if not self.site.pointwise:
-            raise AdapterError(
-                f"`adapter_names`: rows of {self.path!r} cannot be told apart in a {self.site.kind} layer"
-            )
-        if x.shape[0] % len(rows):
-            raise AdapterError(
-                f"`adapter_names` has {len(rows)} names for a batch of {x.shape[0]} rows at {self.path!r}"
-            )
-        repeat = x.shape[0] // len(rows)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for i, name in enumerate(rows):
-            key = (name,) if name in self.adapters else ()
-            groups.setdefault(key, []).extend(range(i * repeat, (i + 1) * repeat))
-        if len(groups) == 1:
-            return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
-        order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
-        parts = x.index_select(0, order).split([len(g) for g in groups.values()])
-        done = []
-        for (names, group), part in zip(groups.items(), parts, strict=True):
-            self.router.index = torch.tensor(group[::repeat]) // repeat
-            done.append(self._run(self.plan(names), part, *args, **kwargs))
-        self.router.index = None
-        return torch.cat(done).index_select(0, order.argsort())
 
     # merge
     def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -320,7 +309,7 @@ class AdapterLayer(LayerFace, nn.Module):
             ]
         for name in names:
             a = self.adapters[name]
-            if why := a.method.depends:
+            if why := a.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
             for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:
@@ -329,7 +318,8 @@ class AdapterLayer(LayerFace, nn.Module):
                     return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
         if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
             return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
-        shape = self._merged_shape(names)
+        grouped = getattr(self.site, "groups", 1) > 1
+        shape = tuple(self.merged_weight(names)[0].shape) if grouped else self.site.shape
         if shape != self.site.shape:
             return [f"{self.path}: the merged weight has shape {shape}, the layer's is {self.site.shape}"]
         if safe:
@@ -337,12 +327,6 @@ class AdapterLayer(LayerFace, nn.Module):
             if not all(bool(t.to(self.site.dtype).isfinite().all()) for t in (w, b) if t is not None):
                 return [f"{self.path}: the merged weight holds NaN or infinity"]
         return []
-
-    def _merged_shape(self, names: Sequence[str]) -> tuple[int, ...]:
-        groups = getattr(self.site, "groups", 1)
-        if groups == 1:
-            return self.site.shape
-        return tuple(self.merged_weight(names)[0].shape)
 
     @torch.no_grad()
     def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: Dequantize = False) -> WeightError:

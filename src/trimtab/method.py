@@ -164,6 +164,11 @@ class Adapter:
         return self.layer.scaling[self.name]
 
     @property
+    def depends(self) -> str:
+        """What its effect depends on besides a weight; "" where it can be merged."""
+        return self.method.depends or self.site.whole
+
+    @property
     def training(self) -> bool:
         """Whether what is computed is for training: never in a copy made by `to`, which is what a merge reads."""
         return self.layer.training and self._cast is None
@@ -180,8 +185,11 @@ class Adapter:
 
     def rows(self, values: Tensor) -> Tensor:
         """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
-        index = self.layer.router.index
-        return values if index is None else values[index.to(values.device)]
+        router = self.layer.router
+        if router.index is None:
+            return values
+        each = len(values) // len(router.rows)  # beams of one row of `adapter_names`
+        return values.unflatten(0, (-1, each))[router.index.to(values.device)].flatten(0, 1)
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
@@ -242,6 +250,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    on_blocks: ClassVar[bool] = False
+    """Whether it can stand on a module as a whole, by `output` alone: see `BlockSite`."""
     tied: ClassVar[bool] = False
     """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False

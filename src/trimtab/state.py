@@ -85,7 +85,16 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    return found | shared_entries(model, name, root)
+    inside = [f"{root}{p}.base_layer." for p, m in modules(model) if isinstance(m, AdapterLayer) and m.site.whole]
+    return {_outside(key, inside): entry for key, entry in found.items()} | shared_entries(model, name, root)
+
+
+def _outside(key: str, inside: list[str]) -> str:
+    """A key without the wrappers of modules as a whole, which other adapters' files know nothing of."""
+    for path in reversed(inside):  # the innermost first
+        if key.startswith(path):
+            key = path.removesuffix("base_layer.") + key.removeprefix(path)
+    return key
 
 
 def shared_entries(model: nn.Module, name: str, root: str = "") -> dict[str, Entry]:

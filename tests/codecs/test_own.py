@@ -86,6 +86,8 @@ def test_a_layer_computes_with_the_weight_it_shows(codec):
     assert isinstance(model.emb, QuantizedEmbedding)
     torch.testing.assert_close(model.emb(X["ids"]), nn.functional.embedding(X["ids"], model.emb.weight.T))
     assert (models.output(model, X) - models.output(dense, X)).abs().max() < 0.2
+    assert torch.equal(model.c1.plain(model.c1.weight).weight, model.c1.weight.T)
+    assert not any(p is not None for p in model.c1.origin.layer._parameters.values())
     assert not any(p.requires_grad for p in model.lin0.parameters())
 
 

@@ -57,7 +57,11 @@ class CodecSite(Site):
 
     def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
         made: Any = bare_linear(self.inp, self.out)
-        b = self.bias if b is None else b
-        for key, t in (("weight", self.stored(w)), ("bias", b)):
-            setattr(made, key, None if t is None else nn.Parameter(t.detach().to(self.dtype).contiguous(), False))
+        made.weight = frozen(self.stored(w), self.dtype)
+        made.bias = frozen(self.bias if b is None else b, self.dtype)
         return made.train(self.layer.training)
+
+
+def frozen(t: Tensor | None, dtype: torch.dtype) -> nn.Parameter | None:
+    """A tensor as a parameter that is not trained, of its own and in this number format."""
+    return None if t is None else nn.Parameter(t.detach().to(dtype).contiguous(), requires_grad=False)

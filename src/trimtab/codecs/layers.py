@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import offload
 from ..sites import EmbeddingSite, Site, scaled, site_of
-from .base import Codec, CodecSite
+from .base import Codec, CodecSite, frozen
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -81,9 +81,7 @@ class Quantized(nn.Module):
         """The layer that it was, with this canonical weight, and bias, as ordinary tensors."""
         made = copy.copy(self.origin.layer)
         held = dict(self._parameters) | {"weight": self.origin.stored(w)} | ({} if b is None else {"bias": b})
-        for key in made._parameters:
-            t = held[key]
-            made._parameters[key] = None if t is None else nn.Parameter(t.detach().to(self.dtype).contiguous(), False)
+        made._parameters = {k: frozen(held[k], self.dtype) for k in made._parameters}
         made._buffers = dict(self._buffers)
         return made.train(self.training)
 
@@ -122,7 +120,7 @@ class QuantizedLinear(Quantized):
         return y if auto else y.to(x.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        """X W^T, of which nothing is kept for the backward."""
+        """The product x W^T, of which nothing but what is stored is kept for the backward."""
         held = self.stored
         return FrozenProduct.apply(  # type: ignore[no-untyped-call]
             x, self.codec, self.columns, tuple(held), *held.values()

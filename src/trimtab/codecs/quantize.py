@@ -35,7 +35,7 @@ def quantize_(model: nn.Module, codec: Codec | None = None, modules: str | Seque
     chosen = linear_layers(model, places) if modules is None else named(modules, places)
     if wrong := [f"{p.name} {why}" for p in chosen if (why := obstacle(model, p))]:
         raise TargetError(
-            f"quantize_: {len(wrong)} of {len(chosen)} layers cannot be stored so: {'; '.join(wrong[:8])}"
+            f"quantize_: {len(wrong)} of {len(chosen)} layers cannot be quantised: {'; '.join(wrong[:8])}"
         )
     done: dict[nn.Module, Quantized] = {}
     for place in chosen:
