@@ -64,14 +64,15 @@ class Frod(Factored):
     name, prefix, dropout, defaults = "FROD", "frod_", "frod_dropout", VERA_TARGETS | {"vit": ["query", "value"]}
 
     def prepare(self, cfg: FrodConfig, sites: Mapping[str, Site]) -> None:
-        kinds = {
-            kind: {s.matrix[0 if s.kind == "embedding" else 1] for s in like} for kind, like in alike(sites).items()
-        }
-        if wrong := [f"{kind} ({listing(sorted(sizes))})" for kind, sizes in kinds.items() if len(sizes) > 1]:
+        wrong = []
+        for kind, like in alike(sites).items():
+            widths = sorted({s.matrix[0 if s.kind == "embedding" else 1] for s in like})
+            wrong += [f"{kind} ({listing(widths)})"] if len(widths) > 1 else []
+        if wrong:
             raise ConfigError(f"layers of one category need inputs of one size, to share a basis: {listing(wrong)}")
 
     def slots(self, site: Site, cfg: FrodConfig) -> dict[str, Slot]:
-        rows, n = site.matrix if site.kind != "embedding" else site.matrix[::-1]
+        rows, n = site.matrix[::-1] if site.kind == "embedding" else site.matrix
         if n < 2:
             raise ConfigError("a weight with a single column has nothing to turn")
         places = min(max(1, int(cfg.sparse_rate * n * n)), n * (n - 1))
@@ -127,10 +128,7 @@ def category(path: str) -> str:
 
 def alike(sites: Mapping[str, Site]) -> dict[str, list[Site]]:
     """Sites by category."""
-    found: dict[str, list[Site]] = {}
-    for path, site in sites.items():
-        found.setdefault(category(path), []).append(site)
-    return found
+    return {kind: [s for path, s in sites.items() if category(path) == kind] for kind in map(category, sites)}
 
 
 def matrix(site: Site) -> Tensor:
