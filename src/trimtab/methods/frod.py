@@ -95,12 +95,13 @@ class Frod(Factored):
         generator = Generator().manual_seed(cfg.projection_prng_key)
         found = {}
         for kind, like in sorted(alike(sites).items()):
-            found[f"frod_V.{kind}"] = basis([matrix(site) for site in like], cfg.regularization_alpha)
+            weights = [matrix(site).to(like[0].device) for site in like]
+            found[f"frod_V.{kind}"] = basis(weights, cfg.regularization_alpha)
             n, places = len(found[f"frod_V.{kind}"]), shapes[f"frod_s_indices.{kind}"][1]
-            drawn = torch.randperm(n * (n - 1), generator=generator)[:places]  # of all but the diagonal, row by row
-            row, column = drawn // (n - 1), drawn % (n - 1)
+            drawn = torch.randperm(n * (n - 1), generator=generator, device="cpu")[:places]
+            row, column = drawn // (n - 1), drawn % (n - 1)  # of all but the diagonal, row by row
             found[f"frod_s_indices.{kind}"] = torch.stack([row, column + (column >= row)])
-            found[f"frod_s_size.{kind}"] = torch.tensor([n, n])
+            found[f"frod_s_size.{kind}"] = torch.tensor([n, n], device="cpu")
         return found
 
     def derive(self, a: Adapter) -> None:
