@@ -60,6 +60,14 @@ from .methods.bitfit import BitFitConfig
 from .methods.boft import BOFTConfig
 from .methods.bottleneck import BottleneckConfig
 from .methods.c3a import C3AConfig
+from .methods.cartridge import (
+    CartridgeConfig,
+    CartridgeEncoder,
+    compose_cartridge_adapters,
+    initialize_kv_prefix_from_past_key_values,
+    initialize_kv_prefix_from_text,
+    prompt_embeddings_from_past_key_values,
+)
 from .methods.deft import DeftConfig
 from .methods.delora import DeloraConfig
 from .methods.fourierft import FourierFTConfig
@@ -155,6 +163,8 @@ __all__ = [
     "BitFitConfig",
     "BottleneckConfig",
     "C3AConfig",
+    "CartridgeConfig",
+    "CartridgeEncoder",
     "ConfigError",
     "Conversion",
     "ConversionError",
@@ -229,6 +239,7 @@ __all__ = [
     "XLoraConfig",
     "__version__",
     "cast_mixed_precision_params",
+    "compose_cartridge_adapters",
     "convert_to_lora",
     "create_arrow_model",
     "explain",
@@ -239,9 +250,12 @@ __all__ = [
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "initialize_kv_prefix_from_past_key_values",
+    "initialize_kv_prefix_from_text",
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "prompt_embeddings_from_past_key_values",
     "quantize_",
     "save_as_lora",
     "set_base_model_state_dict",
