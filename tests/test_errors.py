@@ -321,7 +321,8 @@ def test_configuration_round_trip(kind, tmp_path):
     made = FIRST[kind].config()
     made.task_type = "CAUSAL_LM"
     if named := "target_modules" in {f.name for f in dataclasses.fields(made)}:
-        made.target_modules = {"b", "a"}
+        names = ["a"] if kind == "ADAPTION_PROMPT" else ["a", "b"]  # which takes one
+        made.target_modules = set(names)
         made.__post_init__()
     made.save_pretrained(tmp_path)
     with warnings.catch_warnings():
@@ -329,7 +330,7 @@ def test_configuration_round_trip(kind, tmp_path):
         again = trimtab.PeftConfig.from_pretrained(tmp_path)
     assert again == made
     assert type(again) is type(made)
-    assert not named or again.target_modules == ["a", "b"]
+    assert not named or again.target_modules == names
     assert trimtab.PeftConfig.from_pretrained(tmp_path, inference_mode=True).inference_mode
 
 

@@ -49,6 +49,7 @@ from .errors import (
     TrimtabWarning,
 )
 from .folders import TASKS
+from .inits.corda import CordaConfig, preprocess_corda
 from .inits.eva import EvaConfig, get_eva_state_dict, initialize_lora_eva_weights
 from .inits.loftq import LoftQConfig, replace_lora_weights_loftq
 from .inits.lora_ga import LoraGAConfig, preprocess_loraga
@@ -56,6 +57,7 @@ from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
 from .methods.adalora import AdaLoraConfig
 from .methods.adamss import AdamssConfig
+from .methods.adaption_prompt import AdaptionPromptConfig
 from .methods.arrow import ArrowConfig, create_arrow_model
 from .methods.bdlora import BdLoraConfig
 from .methods.beft import BeftConfig
@@ -151,6 +153,7 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "AdapterLayer",
+    "AdaptionPromptConfig",
     "ArrowConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
@@ -171,6 +174,7 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "ConversionError",
+    "CordaConfig",
     "DeftConfig",
     "DeloraConfig",
     "EvaConfig",
@@ -263,6 +267,7 @@ __all__ = [
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "preprocess_corda",
     "preprocess_loraga",
     "prompt_embeddings_from_past_key_values",
     "quantize_",
