@@ -134,7 +134,7 @@ def method(
         if not declares(kind, next(iter(where))):
             continue
         leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
-        if site in ("attention", "parameter", "experts"):
+        if site in ("attention", "parameter", "experts") and not trimtab.METHODS[kind].on_blocks:
             leaves |= {"rows": INSIDE, "rows, training": INSIDE}
         oracle = "PEFT refuses it" if site in refused.split() else None
         rows.append(

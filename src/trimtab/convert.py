@@ -112,7 +112,7 @@ def _obstacles(layers: list[AdapterLayer], name: str, rank: float, cfg: AdapterC
         wrong.append("it began by changing the base weight, and its update is relative to that")
     for layer in layers:
         site = layer.site
-        if why := layer.adapters[name].method.depends:
+        if why := layer.adapters[name].depends:
             wrong.append(f"{layer.path}: its effect depends on {why}")
         elif layer.merged_adapters:
             wrong.append(f"{layer.path}: {listing(layer.merged_adapters)} is merged; unmerge first")

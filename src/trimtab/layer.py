@@ -16,9 +16,10 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, forget, holder_of, made
+from .held import Held, Shared, container, forget, hold, holder_of
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
+from .rows import by_rows
 from .sites import Site, Snapshot, site_of
 
 log = logging.getLogger("trimtab")
@@ -83,16 +84,17 @@ class AdapterLayer(LayerFace, nn.Module):
         base is in half precision.
         """
         adapter = Adapter(name, method, cfg, self.site, slots, self)
-        device = torch.device("meta") if empty else self.site.device
         for slot in slots.values():
             if slot.shared:
                 self._modules.setdefault(slot.name, shared[slot.name])
-            elif not slot.kept:
-                part = slot.part if slot.module else ""
-                made_now = self._start(name, slot, self.site.device, autocast).data
-                self._container(slot.name, Held).put(name, part, made_now, trainable=False)
+                continue
+            filled = empty and slot.saved and not slot.group
+            start = self._start(name, slot, torch.device("meta") if filled else self.site.device, autocast)
+            if slot.kept:
+                hold(self, slot, name, start)
             else:
-                self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
+                part = slot.part if slot.module else ""
+                container(self, slot.name, Held).put(name, part, start.data, trainable=False)
         self.join(adapter)
 
     def join(self, a: Adapter) -> None:
@@ -100,28 +102,10 @@ class AdapterLayer(LayerFace, nn.Module):
         if a.method.dropout:
             p = getattr(a.cfg, a.method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
-            self._container(a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
+            container(self, a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
         self.adapters[a.name] = a
         self.scaling[a.name] = a.method.scaling(self.site, a.cfg)
         self._plans.clear()
-
-    def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
-        held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if slot.module:
-            if name not in held._modules:
-                plain = slot.part in ("weight", "bias")
-                held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-            owner, key = made(held._modules[name], slot.part)
-            owner.register_parameter(key, parameter)
-        elif isinstance(held, nn.ParameterDict):
-            held[name] = parameter
-        else:  # a method that keeps modules under the same name was here first
-            held.register_parameter(name, parameter)
-
-    def _container(self, key: str, kind: type[nn.Module]) -> Any:
-        if key not in self._modules:
-            self.add_module(key, kind())
-        return self._modules[key]
 
     def _start(self, name: str, slot: Slot, device: torch.device, autocast: bool) -> nn.Parameter:
         half = self.site.dtype in (torch.bfloat16, torch.float16)
@@ -218,9 +202,9 @@ class AdapterLayer(LayerFace, nn.Module):
             )
         direct = all(a.method.direct(self.site, a.cfg) for a in acting)
         direct = direct and not any(a.method.reads_weight(a.cfg) for a in acting[1:])
-        if not direct and (bound := [a for a in acting if a.method.depends]):
+        if not direct and (bound := [a for a in acting if a.depends]):
             raise AdapterError(
-                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].method.depends}, "
+                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].depends}, "
                 f"so it cannot act together with {listing(a.name for a in acting if a not in bound)}, which needs W'"
             )
         plan = Plan(self.site, acting, direct)
@@ -239,15 +223,21 @@ class AdapterLayer(LayerFace, nn.Module):
         log.debug("%s: no fast path (%s)", self.path, plan.reason)
         return plan
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The base layer's result as the active adapters change it. Shapes are those of the base layer."""
+        if x is None:  # a module that is called by keywords
+            x = kwargs.pop(self.site.first)
         if self.router.rows is not None:
-            return self._by_rows(x, self.router.rows, *args, **kwargs)
-        return self._run(self.plan(self.active), x, *args, **kwargs)
+            return by_rows(self, self.router.rows, x, *args, **kwargs)
+        return self.run(self.plan(self.active), x, *args, **kwargs)
 
-    def _run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's result as the adapters of a plan change it."""
         if not plan.adapters:
             return self.base_layer(x, *args, **kwargs)
+        if self.site.whole:
+            y = self.base_layer(x, *args, **kwargs)
+            return (self.after(plan, x, y[0]), *y[1:]) if isinstance(y, tuple) else self.after(plan, x, y)
         if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
             return y
         if not plan.direct:
@@ -267,6 +257,14 @@ class AdapterLayer(LayerFace, nn.Module):
                 result = a.method.output(h, result, a)
         return result.to(y.dtype)
 
+    def after(self, plan: Plan, x: Tensor, y: Tensor) -> Tensor:
+        """What a module as a whole returned, as the adapters of a plan change it."""
+        result = y
+        for a in plan.adapters:
+            if a.method.output is not None:
+                result = a.method.output(self._cast(x, a), result, a)
+        return result.to(y.dtype)
+
     def _cast(self, x: Tensor, a: Adapter) -> Tensor:
         if not x.is_floating_point() or not self.cast_input_dtype_enabled:
             return x
@@ -284,32 +282,6 @@ class AdapterLayer(LayerFace, nn.Module):
         """The weight (canonical) and bias that the active adapters make of the base, in the base's number format."""
         w, b = self._composed(self.plan(self.active).adapters)
         return w.to(self.site.dtype), None if b is None else b.to(self.site.dtype)
-
-    def _by_rows(self, x: Tensor, rows: tuple[str, ...], *args: Any, **kwargs: Any) -> Tensor:
-        """Each row of the batch through its own adapter: group, call, and put back in order."""
-        if not self.site.pointwise:
-            raise AdapterError(
-                f"`adapter_names`: rows of {self.path!r} cannot be told apart in a {self.site.kind} layer"
-            )
-        if x.shape[0] % len(rows):
-            raise AdapterError(
-                f"`adapter_names` has {len(rows)} names for a batch of {x.shape[0]} rows at {self.path!r}"
-            )
-        repeat = x.shape[0] // len(rows)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for i, name in enumerate(rows):
-            key = (name,) if name in self.adapters else ()
-            groups.setdefault(key, []).extend(range(i * repeat, (i + 1) * repeat))
-        if len(groups) == 1:
-            return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
-        order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
-        parts = x.index_select(0, order).split([len(g) for g in groups.values()])
-        done = []
-        for (names, group), part in zip(groups.items(), parts, strict=True):
-            self.router.index = torch.tensor(group[::repeat]) // repeat
-            done.append(self._run(self.plan(names), part, *args, **kwargs))
-        self.router.index = None
-        return torch.cat(done).index_select(0, order.argsort())
 
     # merge
     def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -337,7 +309,7 @@ class AdapterLayer(LayerFace, nn.Module):
             ]
         for name in names:
             a = self.adapters[name]
-            if why := a.method.depends:
+            if why := a.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
             for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:

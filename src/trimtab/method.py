@@ -91,6 +91,7 @@ class Slot:
     module: bool = False
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
+    group: str = ""  # layers that give the same word here hold one tensor, each under its own names
     trainable: bool = True
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
@@ -146,13 +147,12 @@ class Adapter:
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
         owner, part = self.layer.holder(slot, self.name)
-        if part in owner._parameters and not slot.shared:
-            self._where[key] = (owner._parameters, part)
         found = offload.get(owner, part)
-        if not slot.shared:
-            return found
-        found = found[tuple(slice(n) for n in slot.shape)]
-        return found if found.device == self.site.device else found.to(self.site.device)
+        if slot.shared or slot.group:  # perhaps by layers on several devices
+            return found[tuple(slice(n) for n in slot.shape)].to(self.site.device)
+        if part in owner._parameters:
+            self._where[key] = (owner._parameters, part)
+        return found
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -162,6 +162,11 @@ class Adapter:
     def scale(self) -> float:
         """The factor before the update; it can be changed while the adapter is in use."""
         return self.layer.scaling[self.name]
+
+    @property
+    def depends(self) -> str:
+        """What its effect depends on besides a weight; "" where it can be merged."""
+        return self.method.depends or self.site.whole
 
     @property
     def training(self) -> bool:
@@ -180,8 +185,11 @@ class Adapter:
 
     def rows(self, values: Tensor) -> Tensor:
         """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
-        index = self.layer.router.index
-        return values if index is None else values[index.to(values.device)]
+        router = self.layer.router
+        if router.index is None:
+            return values
+        each = len(values) // len(router.rows)  # beams of one row of `adapter_names`
+        return values.unflatten(0, (-1, each))[router.index.to(values.device)].flatten(0, 1)
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
@@ -242,6 +250,8 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    on_blocks: ClassVar[bool] = False
+    """Whether it can stand on a module as a whole, by `output` alone: see `BlockSite`."""
     tied: ClassVar[bool] = False
     """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False
@@ -312,8 +322,13 @@ class Method:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
         raise NotImplementedError
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`.
+
+        `sites`: those that the adapter is on, by path. Not asked where a file will bring all that layers share.
+        """
         return {}
 
     def in_file(self, a: Adapter) -> Mapping[str, Form]:
@@ -324,7 +339,10 @@ class Method:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 
     def derive(self, a: Adapter) -> None:
-        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too.
+
+        Where a file brings frozen tensors that layers share, it is done once they are there.
+        """
 
     def companions(self, cfg: Any) -> dict[str, str]:
         """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.

@@ -199,7 +199,10 @@ class PeftModel(AdapterFolders, nn.Module):
         with self.routed(adapter_names):
             if self.is_prompt_learning and self.prompts_enabled:
                 return prompt.run(self, args, kwargs)
-            return self.get_base_model()(*args, **kwargs)
+            output = self.get_base_model()(*args, **kwargs)
+            if adapter_names is not None:
+                inject.router_of(self).remember(output)
+            return output
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters, or one a row (`adapter_names`)."""

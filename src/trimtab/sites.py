@@ -29,6 +29,10 @@ class Site:
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.linear.Linear",)
     pointwise: ClassVar[bool] = True
     """Whether `op` reads its first argument only, so that an adapter may act on input and output instead of on `W`."""
+    whole: ClassVar[str] = ""
+    """Of a module without a weight of its own: what the effect of an adapter depends on. "" where there is a weight."""
+    first: str = "input"
+    """The name of its first argument."""
     codec: str = ""
     """The storage of the weight; "" for plain tensors."""
     refusal: str = ""
@@ -332,12 +336,11 @@ class ParameterSite(FunctionalSite):
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
         self.owner: Any = layer
-        self.local = parameter
+        self.local, path = parameter, parameter
         while hasattr(self.owner, "base_layer"):
-            self.owner = self.owner.base_layer
+            self.owner, path = self.owner.base_layer, f"base_layer.{path}"
         if is_quantized(self.owner):
             raise TargetError(f"parameter {parameter!r} is quantised; name its layer in `target_modules` instead")
-        path = "base_layer." * _depth(layer) + parameter
         super().__init__(layer, path)
         if len(self.shape) not in (2, 3):
             raise TargetError(f"parameter {parameter!r} has shape {self.shape}; only 2 or 3 dimensions can be adapted")
@@ -360,13 +363,6 @@ class ParameterSite(FunctionalSite):
     def _set(self, key: str, value: Tensor) -> None:
         old = self.weight()
         setattr(self.owner, self.local, nn.Parameter(value.detach().to(old.dtype).contiguous(), old.requires_grad))
-
-
-def _depth(layer: Any) -> int:
-    depth = 0
-    while hasattr(layer, "base_layer"):
-        layer, depth = layer.base_layer, depth + 1
-    return depth
 
 
 def site_type(layer: nn.Module) -> type[Site] | None:

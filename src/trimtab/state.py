@@ -15,6 +15,7 @@ from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
 from .method import Form
+from .shared import brings_shared
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -84,7 +85,16 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    return found | shared_entries(model, name, root)
+    inside = [f"{root}{p}.base_layer." for p, m in modules(model) if isinstance(m, AdapterLayer) and m.site.whole]
+    return {_outside(key, inside): entry for key, entry in found.items()} | shared_entries(model, name, root)
+
+
+def _outside(key: str, inside: list[str]) -> str:
+    """A key without the wrappers of modules as a whole, which other adapters' files know nothing of."""
+    for path in reversed(inside):  # the innermost first
+        if key.startswith(path):
+            key = path.removesuffix("base_layer.") + key.removeprefix(path)
+    return key
 
 
 def shared_entries(model: nn.Module, name: str, root: str = "") -> dict[str, Entry]:
@@ -196,7 +206,13 @@ def load_state(
     if tensors.keys() - wanted.keys():
         allowed = {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
         allowed |= _repeated(model, name, root)
-    return fit(wanted, allowed, tensors, strict)
+    result = fit(wanted, allowed, tensors, strict)
+    for layer in adapter_layers(model):
+        a = layer.adapters.get(name)
+        if a is not None and not a.follows and brings_shared(a.slots):
+            with torch.no_grad():
+                a.method.derive(a)
+    return result
 
 
 def fit(

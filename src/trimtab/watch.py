@@ -5,6 +5,7 @@ defines `Method.before` or `Method.after`; the base model then carries one hook 
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -43,8 +44,9 @@ class Watch:
             return None
         self.inside, self.router.calls = True, {}
         kwargs = self.router.given | kwargs
+        named = dict(zip(signature(model.forward).parameters, args, strict=False)) if args else {}
         try:
-            self.router.calls = {n: m.before(model, n, cfg, kwargs) for n, m, cfg in self.acting()}
+            self.router.calls = {n: m.before(model, n, cfg, named | kwargs) for n, m, cfg in self.acting()}
         finally:
             self.inside = False
         own = {a for method, _, _ in self.adapters.values() for a in method.arguments}
@@ -56,6 +58,7 @@ class Watch:
             return None
         for name, method, cfg in self.acting():
             output = method.after(model, name, cfg, output)
+        self.router.remember(output)
         return output
 
 

@@ -28,7 +28,7 @@ def test_the_update_is_that_of_peft(group):
 def test_what_cannot_be():
     wrong = {
         "`qalora_group_size`=16 must divide the 24 inputs": {"target_modules": ["down_proj"]},
-        "a embedding layer has none such": {"target_modules": ["embed_tokens"]},
+        "embedding layers have none such": {"target_modules": ["embed_tokens"]},
         "'pissa' cannot be used: the A of QA-LoRA": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
     }
     for message, options in wrong.items():

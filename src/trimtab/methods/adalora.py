@@ -46,7 +46,7 @@ class AdaLoraConfig(LoraConfig, kind="ADALORA"):
     def __post_init__(self) -> None:
         self.sensitivity: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # mean and variation, by layer and slot
         self.trained = self.settled = False  # whether there was a training step; whether the last cut is done
-        self.held = torch.ones(self.init_r, dtype=torch.bool)  # of one layer: which triplets its tensors are
+        self.held = torch.ones(max(self.init_r, 0), dtype=torch.bool)  # of one layer: which triplets its tensors are
         self.left: Tensor | None = None  # of one layer: which of those a cut has left
         super().__post_init__()
         if self.r != LoraConfig.r:

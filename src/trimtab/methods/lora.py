@@ -175,10 +175,14 @@ class Lora(Method):
         extra = a.scale * a.B_bias
         return extra if b is None else b + extra
 
+    def down(self, x: Tensor, rows: Tensor, a: Any) -> Tensor:
+        """The r features that A, which is `rows`, makes of x."""
+        return a.site.op(x, rows)
+
     def change(self, x: Tensor, a: Any) -> Tensor:
         """What is added to the layer's output."""
         down, up = self.factors(a)
-        change = a.scale * a.site.up(a.site.op(a.drop(x), down), up)
+        change = a.scale * a.site.up(self.down(a.drop(x), down, a), up)
         return change + a.scale * a.B_bias.view(-1, *(1 for _ in up.shape[2:])) if a.has("B_bias") else change
 
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:

@@ -28,7 +28,7 @@ class QaLora(Lora):
 
     def slots(self, site: Site, cfg: LoraConfig) -> dict[str, Slot]:
         if site.kind in ("embedding", "conv"):
-            raise ConfigError(f"`use_qalora` groups the inputs of linear layers; a {site.kind} layer has none such")
+            raise ConfigError(f"`use_qalora` groups the inputs of linear layers; {site.kind} layers have none such")
         if cfg.qalora_group_size < 1 or site.inp % cfg.qalora_group_size:
             raise ConfigError(f"`qalora_group_size`={cfg.qalora_group_size} must divide the {site.inp} inputs")
         slots = super().slots(site, cfg)

@@ -6,6 +6,7 @@ bases B_n lie along the weight's longer side, and s = alpha / r; the kernel of a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..config import AdapterConfig
-from ..method import Method, Slot, constant, kaiming, normal, zeros
+from ..method import Slot, constant, kaiming, normal, zeros
 from ..sites import Site
+from .factored import Factored
 from .targets import LORA_TARGETS
 
 
@@ -46,7 +48,7 @@ class RandLoraConfig(AdapterConfig, kind="RANDLORA"):
         return wrong
 
 
-class RandLora(Method):
+class RandLora(Factored):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "RANDLORA", "randlora_", "randlora_dropout", LORA_TARGETS
@@ -62,7 +64,9 @@ class RandLora(Method):
             "B": Slot(name="randlora_B", shape=(long, n, cfg.r), shared=True, trainable=False, file=file),
         }
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: RandLoraConfig) -> dict[str, Tensor]:
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: RandLoraConfig, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
         generator = Generator().manual_seed(cfg.projection_prng_key)
         short, (long, n, r) = shapes["randlora_A"][-1], shapes["randlora_B"]
         sizes = [(r, 1, short), *[(long, 1, r)] * n]
@@ -81,20 +85,7 @@ class RandLora(Method):
         return cfg.randlora_alpha / cfg.r
 
     def factors(self, a: Any) -> tuple[Tensor, Tensor]:
-        """(n r, in) and (out, n r), whose product is the update."""
+        """(n r, in) and (out, n r)."""
         bases, scaled = a.B.flatten(1), (a.l.unsqueeze(-1) * a.A * a.g).flatten(0, 1)
         out, columns = a.site.matrix
         return (scaled, bases) if out >= columns else (bases.T, scaled.T)
-
-    def weight(self, w: Tensor, a: Any) -> Tensor:
-        down, up = self.factors(a)
-        return a.site.add(w, a.scale * (up @ down).view(a.site.shape))
-
-    def direct(self, site: Site, cfg: RandLoraConfig) -> bool:
-        return super().direct(site, cfg) and site.shape[1] == site.inp
-
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        kernel = a.site.shape[2:]
-        down, up = self.factors(a)
-        h = a.site.op(a.drop(x), down.reshape(-1, a.site.inp, *kernel))
-        return y + a.scale * a.site.up(h, up.reshape(*up.shape, *(1 for _ in kernel)))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from ..errors import ConfigError
-from ..method import Adapter, Method, Slot, normal, uniform
+from ..method import Adapter, Slot, normal, uniform
 from ..sites import Site
+from .factored import Factored
 from .targets import LORA_TARGETS
 
 
@@ -51,7 +52,7 @@ class UniLoraConfig(AdapterConfig, kind="UNILORA"):
         return wrong
 
 
-class UniLora(Method):
+class UniLora(Factored):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "UNILORA", "unilora_", "unilora_dropout", LORA_TARGETS
@@ -92,19 +93,6 @@ class UniLora(Method):
         scaled = (a.theta[a.indices_A] * a.scales_A, a.theta[a.indices_B] * a.scales_B)
         return scaled[0].to(a.dtype), scaled[1].to(a.dtype)
 
-    def weight(self, w: Tensor, a: Any) -> Tensor:
-        down, up = self.factors(a)
-        return a.site.add(w, (up @ down).view(a.site.shape))
-
-    def direct(self, site: Site, cfg: UniLoraConfig) -> bool:
-        return super().direct(site, cfg) and site.shape[1] == site.inp
-
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        kernel = a.site.shape[2:]
-        down, up = self.factors(a)
-        h = a.site.op(a.drop(x), down.view(-1, a.site.inp, *kernel))
-        return y + a.site.up(h, up.view(*up.shape, *(1 for _ in kernel)))
-
 
 @lru_cache(maxsize=1)  # all layers of a model ask for the same
 def picks(seed: int, d: int, total: int) -> tuple[Tensor, Tensor]:
@@ -118,6 +106,6 @@ def picks(seed: int, d: int, total: int) -> tuple[Tensor, Tensor]:
         raise ConfigError("Uni-LoRA draws its projection with NumPy: pip install numpy") from error
     rng = default_rng(seed)
     rest = torch.from_numpy(rng.choice(d, total % d, replace=False))
-    index = torch.cat([torch.arange(d).repeat_interleave(total // d), rest])
+    index = torch.cat([torch.arange(d, device="cpu").repeat_interleave(total // d), rest])
     rng.shuffle(index.numpy())
     return index, index.bincount(minlength=d).clamp(min=1).rsqrt()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from ..errors import AdapterError, ConfigError
-from ..method import Adapter, Form, Method, Slot, normal, uniform
+from ..method import Adapter, Form, Slot, normal, uniform
 from ..sites import Site
+from .factored import Factored
 from .targets import ADALORA_TARGETS
 
 VBLORA_TARGETS = ADALORA_TARGETS | {"roberta": ["query", "value"]}
@@ -52,7 +53,7 @@ class VBLoRAConfig(AdapterConfig, kind="VBLORA"):
         return wrong
 
 
-class VBLoRA(Method):
+class VBLoRA(Factored):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "VBLORA", "vblora_", "vblora_dropout", VBLORA_TARGETS
@@ -86,19 +87,6 @@ class VBLoRA(Method):
         """The pieces (.., b) that logits (.., h) choose."""
         best = logits.topk(a.cfg.topk, dim=-1)
         return (best.values.softmax(dim=-1).unsqueeze(-1) * a.bank[best.indices]).sum(dim=-2)
-
-    def weight(self, w: Tensor, a: Any) -> Tensor:
-        down, up = self.factors(a)
-        return a.site.add(w, (up @ down).view(a.site.shape))
-
-    def direct(self, site: Site, cfg: VBLoRAConfig) -> bool:
-        return super().direct(site, cfg) and site.shape[1] == site.inp
-
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        kernel = a.site.shape[2:]
-        down, up = self.factors(a)
-        h = a.site.op(a.drop(x), down.view(-1, a.site.inp, *kernel))
-        return y + a.site.up(h, up.view(*up.shape, *(1 for _ in kernel)))
 
 
 def chosen(cfg: VBLoRAConfig) -> Form:

@@ -4,6 +4,7 @@ W' = W + diag(b) B diag(d) A, with b (out) and d (r) trained; A (r, in) and B (o
 all layers, each of which reads their top left corner.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,7 +61,9 @@ class Vera(Method):
             "B": Slot(name=f"{self.prefix}B", shape=(out, cfg.r), shared=True, trainable=False, file=file),
         }
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
         generator = Generator().manual_seed(cfg.projection_prng_key)
         return {
             k: nn.init.kaiming_uniform_(torch.empty(shapes[k], device="cpu"), generator=generator)
