@@ -1,12 +1,12 @@
 """QLoRA beside LoRA on a really pretrained model: the same data, order and starts, other storage of the frozen base.
 
     pip install gguf
-    python -m benchmarks.qlora                          # 80 steps of 8 dialogues: about 5 minutes a row on a CPU
+    python -m benchmarks.qlora                          # 80 steps of 8 dialogues: 2 to 5 minutes a row on a CPU
     python -m benchmarks.qlora --steps 600 --batch 16   # a GPU
 
 SmolLM2-135M-Instruct learns the answers of the English chatterbot corpus. Its public weights are a GGUF file, converted
-once into the cache; they were stored in four bits (Q4_1) there, and are the bf16 base here. QLoRA hopes for equal
-losses (https://arxiv.org/abs/2305.14314). The int8 base tells apart what NF4 loses from what code might.
+once into the cache; they were stored in four bits (Q4_1) there, and are the bf16 base here. QLoRA's hope is that all
+rows end at the same loss (https://arxiv.org/abs/2305.14314). The int8 base tells what NF4 loses from what code might.
 """
 
 import argparse
