@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.models import shake
-from tests.row import Row
+from tests.row import QUANTISED, Row
 from torch import Tensor, nn
 
 import trimtab
@@ -44,10 +45,17 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def bits(t: Tensor) -> bytes:
+    """A tensor's contents, NaN and the tensors within a class of tensors included."""
+    if hasattr(t, "__tensor_flatten__"):
+        return b"".join(bits(getattr(t, name)) for name in t.__tensor_flatten__()[0])
+    return t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
     after = model.state_dict()
     assert list(after) == list(before)
-    changed = [k for k in before if before[k].dtype != after[k].dtype or not torch.equal(before[k], after[k])]
+    changed = [k for k in before if before[k].dtype != after[k].dtype or bits(before[k]) != bits(after[k])]
     assert not changed, f"changed: {changed}"
 
 
@@ -156,14 +164,13 @@ def safe(row: Row, folder: Path) -> None:
     """So does a merge that is impossible anyway; what was asked is named, and nothing is changed."""
     model = row.trained()
     layer = adapter_layers(model)[-1]
-    _, victim = next(iter(layer.parameters_of("default")))
+    victim = next(held[key] for held, key, trained in layer.owned("default") if trained)
     victim.view(-1)[0] = float("nan")
-    before = {k: v.nan_to_num(7e7) for k, v in state(model).items()}
+    before = {k: bits(t) for k, t in model.state_dict().items()}
     for act, safe_merge in product((model.merge_adapter, model.merge_and_unload), (True, False)):
         with pytest.raises(trimtab.MergeError, match=f"nothing was changed: .*{re.escape(layer.path)}"):
             act(safe_merge=safe_merge)
-        after = {k: v.nan_to_num(7e7) for k, v in model.state_dict().items()}
-        assert all(torch.equal(before[k], after[k]) for k in before)
+        assert {k: bits(t) for k, t in model.state_dict().items()} == before
         assert not any(m.merged_adapters for m in adapter_layers(model))
 
 
@@ -180,6 +187,29 @@ def unload(row: Row, folder: Path) -> None:
     assert plain.state_dict().keys() == base.state_dict().keys()
     if not row.leaves_out("disable = base"):
         same_state(plain, base.state_dict())
+
+
+@column(QUANTISED)
+def merge_quantised(row: Row, folder: Path) -> None:
+    model = row.trained()
+    before, y = state(model), row.output(model)
+    held = {layer.path: layer.merged_weight(["default"])[0] for layer in adapter_layers(model)}
+    twin = copy.deepcopy(model)
+    report = model.merge_adapter()
+    for layer, error in zip(adapter_layers(model), report.layers, strict=True):
+        assert error.codec == layer.site.codec
+        assert error.largest == float((layer.site.weight() - held[layer.path]).abs().max()) > 0
+    assert f"quantised again ({report.layers[0].codec})" in str(report)
+    model.unmerge_adapter()
+    same_state(model, before)
+    same(row.output(model), y, **EXACT)
+    plain, base = twin.merge_and_unload(dequantize=True), replace(row, codec="").base()
+    assert "quantised" not in str(twin.merge_report)
+    for path in held:
+        assert type(plain.get_submodule(path)) is type(base.get_submodule(path))
+        assert plain.get_submodule(path).state_dict().keys() == base.get_submodule(path).state_dict().keys()
+    same(row.output(plain), y)
+    same_state(model.unload(), row.base().state_dict())
 
 
 @column("disable = base")
@@ -271,7 +301,8 @@ def training_rows(row: Row, folder: Path) -> None:
 # numbers
 def number_formats(model: nn.Module) -> set[torch.dtype]:
     """Those of the adapter's tensors that have none of their own."""
-    own = [held[key] for layer in adapter_layers(model) for held, key, _ in layer.owned("default")]
+    adapters = [layer.adapters["default"] for layer in adapter_layers(model)]
+    own = [a.tensor(key) for a in adapters for key, slot in a.slots.items() if slot.dtype is None]
     return {p.dtype for p in own if p.is_floating_point()}
 
 
@@ -306,7 +337,7 @@ def gradients(row: Row, folder: Path) -> None:
     dead = [k for k, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not dead, f"no gradient: {dead}"
     torch.optim.SGD(model.parameters(), 0.1).step()
-    moved = {k for k, v in model.state_dict(keep_vars=True).items() if not torch.equal(v, before[k])}
+    moved = {k for k, v in model.state_dict(keep_vars=True).items() if bits(v) != bits(before[k])}
     assert moved >= trainable
     assert {id(model.state_dict(keep_vars=True)[k]) for k in moved} == own
 

@@ -52,6 +52,25 @@ class Zoo(nn.Module):
         return self.head(self.norm(c))
 
 
+class Wide(nn.Module):
+    """Layers that a frozen base may store in fewer bits, wide enough for every storage: ids (rows, 6) -> (rows, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(30, 64)
+        self.lin0 = nn.Linear(64, 128)
+        self.c1 = Conv1D(64, 128)
+        self.lin1 = nn.Linear(64, 64, bias=False)
+        self.head = nn.Linear(64, 3)
+        for p in self.parameters():
+            nn.init.normal_(p, 0.0, 1.2 / max(1, p[0].numel()) ** 0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = torch.tanh(self.c1(torch.tanh(self.lin0(self.emb(ids)))))
+        return self.head(torch.tanh(self.lin1(h))).mean(1)
+
+
+BARE = {"zoo": Zoo, "wide": Wide}
 _SMALL = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -162,8 +181,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any], str | None]] = {
 def base(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A model in evaluation mode; the same name and seed give the same weights."""
     torch.manual_seed(seed)
-    if name == "zoo":
-        return Zoo().eval().to(dtype)
+    if name in BARE:
+        return BARE[name]().eval().to(dtype)
     import transformers
 
     config, model, options, _ = ARCHITECTURES[name]
@@ -177,7 +196,7 @@ def base(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Mod
 def inputs(name: str, rows: int = 4) -> dict[str, Tensor]:
     """A batch for a model, with labels if it computes a loss."""
     g = torch.Generator().manual_seed(1)
-    if name == "zoo":
+    if name in BARE:
         return {"ids": torch.randint(0, 30, (rows, 6), generator=g)}
     _, _model, _, task = ARCHITECTURES[name]
     ids = torch.randint(3, 64, (rows, 7), generator=g)

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import torch
 from tests import models
+from tests.storage import store
 from torch import nn
 
 import trimtab
@@ -32,7 +33,8 @@ ALL = {"target_modules": ["lin0", "lin1", "c1", "emb", "conv1", "conv2", "conv3"
 MERGES = ("merge = forward, unmerge exact", "merge_and_unload, unload")
 ORACLE = ("keys in memory", "files", "reads PEFT's file", "PEFT reads ours")
 PAIR = ("two adapters", "rows", "rows, training")
-NO_WEIGHT = ("forward = op(x, weight(W))", "safe_merge refuses NaN", *MERGES)
+QUANTISED = "merge, quantised base"
+NO_WEIGHT = ("forward = op(x, weight(W))", "safe_merge refuses NaN", *MERGES, QUANTISED)
 INSIDE = "rows cannot be told apart inside a layer that computes in its own way"
 
 
@@ -50,13 +52,16 @@ class Row:
     oracle: str | None = None  # why PEFT is not asked
     without: dict[str, str] = field(default_factory=dict)
     call: dict[str, torch.Tensor] = field(default_factory=dict)  # arguments of the method's own, by row of the batch
+    codec: str = ""  # how the base is stored, see `storage.py`
 
     @property
     def label(self) -> str:
-        return self.name if self.model == "zoo" else f"{self.name} ({self.model})"
+        return self.name if self.model in models.BARE else f"{self.name} ({self.model})"
 
     def leaves_out(self, column: str) -> str | None:
         """Why a column does not apply here, or None."""
+        if column in ORACLE and self.kind not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
+            return "PEFT does not have this method"
         if self.oracle and column in ORACLE:
             return self.oracle
         if column in NO_WEIGHT and (depends := method_of(self.config()).depends):
@@ -65,6 +70,10 @@ class Row:
             return (
                 self.without.get("compile(fullgraph)") or self.without.get("two adapters") or self.without.get(column)
             )
+        if self.codec and column in MERGES:
+            return f"the base is quantised again: see {QUANTISED!r}"
+        if column == QUANTISED and not self.codec:
+            return "the base is not quantised"
         return self.without.get(column)
 
     def config(self, library: Any = trimtab) -> Any:
@@ -73,7 +82,7 @@ class Row:
         return classes[self.kind](**options)
 
     def base(self, **options: Any) -> nn.Module:
-        return models.base(self.model, **options)
+        return store(models.base(self.model, **options), self.codec)
 
     def plain(self) -> nn.Module:
         """The base as the adapter has it: frozen, which torch computes otherwise; its layers replicated if need be."""
@@ -125,7 +134,7 @@ def method(
         if not declares(kind, next(iter(where))):
             continue
         leaves = dict((without or {}).get("", {})) | dict((without or {}).get(site, {}))
-        if site in ("attention", "parameter", "experts", "norm"):
+        if site in ("attention", "parameter", "experts") and not trimtab.METHODS[kind].on_blocks:
             leaves |= {"rows": INSIDE, "rows, training": INSIDE}
         oracle = "PEFT refuses it" if site in refused.split() else None
         rows.append(

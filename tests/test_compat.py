@@ -313,11 +313,13 @@ def test_fsdp_policy_wraps_trained_leaves(model):
 
 
 def test_default_targets_are_those_of_peft():
+    """Wherever PEFT has any; some of ours are for more architectures."""
     constants = pytest.importorskip("peft.utils.constants")
-    for name in vars(utils):
-        if name.startswith("TRANSFORMERS_MODELS_TO_"):
-            ours, theirs = getattr(utils, name), getattr(constants, name)
-            assert {k: sorted(v) for k, v in ours.items()} == {k: sorted(v) for k, v in theirs.items()}, name
+    names = [name for name in vars(utils) if name.startswith("TRANSFORMERS_MODELS_TO_") and hasattr(constants, name)]
+    assert len(names) > 10
+    for name in names:
+        ours, theirs = getattr(utils, name), getattr(constants, name)
+        assert {k: sorted(ours[k]) for k in theirs} == {k: sorted(v) for k, v in theirs.items()}, name
 
 
 def test_a_card_is_written_or_completed(model, tmp_path):

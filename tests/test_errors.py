@@ -254,7 +254,7 @@ MERGES = {
     "grouped": (lora(target_modules=["gconv"]),
      r"the merged weight has shape \(8, 8, 3, 3\), the layer's is \(8, 4, 3, 3\)"),
     "no bias": (lora(target_modules=["lin1"], lora_bias=True),
-     "lin1: the adapter has a bias, and the layer none to merge it into"),
+     "lin1: merging 'default' gives a bias, and the layer has none to hold it"),
     "grouped and more": (lora(target_modules=["lin0", "gconv"]), "cannot be merged, nothing was changed: gconv"),
 }  # fmt: skip
 

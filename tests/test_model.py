@@ -103,8 +103,8 @@ def test_starts_are_spread_like_those_of_peft(init):
 
 
 # what acts
-def test_adapters_of_different_methods_at_once():
-    """Every method whose effect is a weight, on the same layers."""
+def test_adapters_of_different_methods_at_once(tmp_path):
+    """Every method whose effect is a weight, on the same layers; saved and loaded together."""
     model = get_peft_model(models.base("zoo"), lora(), mixed=True)
     kinds = [k for k, row in FIRST.items() if row.model == "zoo" and not row.leaves_out(MERGE) and k != "LORA"]
     for kind in kinds:
@@ -118,6 +118,13 @@ def test_adapters_of_different_methods_at_once():
         model.merge_adapter()
         torch.testing.assert_close(models.output(model, IDS), y, rtol=1e-4, atol=1e-4)
         model.unmerge_adapter()
+    model.set_adapter(names)
+    model.save_pretrained(tmp_path)
+    again = trimtab.PeftMixedModel.from_pretrained(models.base("zoo"), tmp_path)
+    for kind in kinds:
+        again.load_adapter(tmp_path / kind, kind)
+    again.set_adapter(names)
+    torch.testing.assert_close(models.output(again, IDS), models.output(model, IDS))
 
 
 def test_adapters_in_different_number_formats_each_get_the_original_input():

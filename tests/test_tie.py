@@ -95,3 +95,16 @@ def test_a_variant_without_a_transposed_form_is_refused():
     config = LoraConfig(target_modules=["embed_tokens"], use_dora=True, ensure_weight_tying=True)
     with pytest.raises(trimtab.ConfigError, match="Dora has no 'm' for the transposed"):
         get_peft_model(models.base("llama-tied"), config)
+
+
+@torch.no_grad()
+def test_embeddings_of_an_encoder_and_a_decoder_follow_as_they_are():
+    """In T5 the input embedding, those of encoder and decoder, and the output layer hold one weight."""
+    config = LoraConfig(r=2, ensure_weight_tying=True, target_modules=["shared"])
+    model, batch = models.shake(get_peft_model(models.base("t5"), config), size=1.0).eval(), models.inputs("t5")
+    rows = [model.base_model.model.get_submodule(k) for k in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")]
+    update = rows[0].effective()[0]
+    assert all(torch.equal(layer.effective()[0], update) for layer in rows)
+    assert torch.equal(model.base_model.model.lm_head.effective()[0], update.T)
+    y = model(**batch).logits
+    torch.testing.assert_close(model.merge_and_unload()(**batch).logits, y, rtol=1e-4, atol=1e-4)

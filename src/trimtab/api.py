@@ -12,6 +12,7 @@ from .errors import AdapterError, ConfigError, listing
 from .files import find
 from .model import PeftModel
 from .save import read
+from .sites import is_quantized
 from .state import LoadResult
 
 
@@ -110,27 +111,39 @@ def prepare_model_for_kbit_training(
     gradient_checkpointing_kwargs: dict[str, Any] | None = None,
     auto_clear_cache: bool = True,
 ) -> nn.Module:
-    """Make a quantised base model ready for adapters, in place.
+    """Make a quantised base model ready for adapters, in place, and return it.
 
-    All parameters are frozen; those still in half precision (norms, heads) become float32; with gradient checkpointing,
-    the embeddings' output is made to require gradients, without which nothing below the first checkpoint would train.
+    All parameters are frozen, and those still in half precision (norms, heads, biases) become float32; what a weight is
+    stored as stays. A quantised model then recomputes activations (`use_gradient_checkpointing`), by default without
+    `use_reentrant`. With it, the embeddings' output is made to require gradients: nothing below the first checkpoint
+    would train otherwise. Raises `ConfigError` for a model that cannot recompute, before anything is changed.
     """
-    quantised = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)) or hasattr(
-        model, "quantization_method"
-    )
+    stored = {id(p) for m in model.modules() if is_quantized(m) for k, p in m._parameters.items() if k != "bias"}
+    flags = ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method")
+    checkpoint = use_gradient_checkpointing and (bool(stored) or any(getattr(model, f, False) for f in flags))
+    if checkpoint and not hasattr(model, "gradient_checkpointing_enable"):
+        raise ConfigError(
+            f"{type(model).__name__} has no `gradient_checkpointing_enable`; pass `use_gradient_checkpointing=False`"
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-        if parameter.dtype in (torch.float16, torch.bfloat16) and type(parameter).__name__ != "Params4bit":
+        if parameter.dtype in (torch.float16, torch.bfloat16) and id(parameter) not in stored:
             parameter.data = parameter.data.to(torch.float32)
-    if not (quantised and use_gradient_checkpointing):
+    if not checkpoint:
         return model
-    options = gradient_checkpointing_kwargs or {"use_reentrant": False}
+    options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
     anything = cast(Any, model)
-    if hasattr(model, "enable_input_require_grads"):
-        anything.enable_input_require_grads()
-    else:
-        anything.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    if options["use_reentrant"]:
+        require_input_gradients(anything)
     anything.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if auto_clear_cache and torch.cuda.is_available():
         torch.cuda.empty_cache()
     return model
+
+
+def require_input_gradients(model: Any) -> None:
+    """Make the output of a model's input embeddings require gradients."""
+    if hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()
+    else:
+        model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))

@@ -39,7 +39,21 @@ _PEFT_TYPES = """
 """.split()
 
 PeftType = Enum("PeftType", {name: name for name in _PEFT_TYPES}, type=str)  # type: ignore[misc]
-PeftType.__doc__ = "The method names of the file format. `CONFIGS` tells which of them this version offers."
+PeftType.__doc__ = """The names of methods: those of the file format, then those of methods that are registered besides.
+
+`CONFIGS` tells which of them this version offers."""
+
+
+def name_method(kind: str) -> None:
+    """Make a name a member of `PeftType`, if it is not one yet."""
+    types: Any = PeftType
+    if kind not in types.__members__:
+        member = str.__new__(types, kind)
+        member._name_ = member._value_ = kind
+        setattr(types, kind, member)
+        types._member_names_.append(kind)
+        types._member_map_[kind] = types._value2member_map_[kind] = member
+
 
 CONFIGS: dict[str, type["PeftConfig"]] = {}
 """Configuration class by `peft_type`; a method's configuration registers itself by naming its type."""
@@ -77,6 +91,7 @@ class PeftConfig:
         if kind:
             cls.kind = kind
             CONFIGS[kind] = cls
+            name_method(kind)
 
     def __post_init__(self) -> None:
         self.peft_type = getattr(PeftType, self.kind) if self.kind else self.peft_type
@@ -202,6 +217,8 @@ class AdapterConfig(PeftConfig):
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"
     alpha_field: ClassVar[str] = "alpha"
+    patterns: ClassVar[Mapping[str, str]] = {}  # other options than these two that a pattern sets by module
+    own_bias: ClassVar[str] = ""  # what `bias` calls the biases of the adapted layers; "": by the method's name
 
     target_modules: str | list[str] | None = (
         None  # names (endings), one regular expression, "all-linear", or None: known default
@@ -230,23 +247,29 @@ class AdapterConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             wrong.append("`layers_pattern` needs `layers_to_transform`")
-        if self.bias not in (allowed := ("none", "all", f"{self.kind.lower()}_only")):
+        if self.bias not in (allowed := ("none", "all", self.own_bias or f"{self.kind.lower()}_only")):
             wrong.append(f"`bias`={self.bias!r} is unknown; choose one of {listing(allowed)}")
         return wrong
 
     def at(self, path: str) -> Self:
-        """This configuration for one module: `rank_pattern` and `alpha_pattern` resolved once, by the module's path."""
-        changes = {}
-        for option, pattern in ((self.rank_field, "rank_pattern"), (self.alpha_field, "alpha_pattern")):
-            for key, value in (getattr(self, pattern, None) or {}).items():
-                if re.match(rf"(.*\.)?({key})$", path):
-                    changes[option] = value
-                    break
+        """This configuration for one module: `rank_pattern` and the like resolved once, by the module's path."""
+        changes = self.changes(path)
         if not changes:
             return self
         here = replace(self, **changes)
         vars(here).update({k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__})
         return here
+
+    def changes(self, path: str) -> dict[str, Any]:
+        """The fields that are others for one module: here, those that `rank_pattern` and its like give it."""
+        changes = {}
+        usual = {self.rank_field: "rank_pattern", self.alpha_field: "alpha_pattern"}
+        for option, pattern in (usual | dict(self.patterns)).items():
+            for key, value in (getattr(self, pattern, None) or {}).items():
+                if re.match(rf"(.*\.)?({key})$", path):
+                    changes[option] = value
+                    break
+        return changes
 
 
 ConfigLike = PeftConfig | Mapping[str, Any]

@@ -21,7 +21,7 @@ from .method import METHODS, method_of
 from .methods.lora import LoraConfig
 from .model import PeftModel
 from .save import write_adapter
-from .state import adapter_state
+from .state import adapter_state, shared_entries
 from .tuner import progress
 
 
@@ -112,7 +112,7 @@ def _obstacles(layers: list[AdapterLayer], name: str, rank: float, cfg: AdapterC
         wrong.append("it began by changing the base weight, and its update is relative to that")
     for layer in layers:
         site = layer.site
-        if why := layer.adapters[name].method.depends:
+        if why := layer.adapters[name].depends:
             wrong.append(f"{layer.path}: its effect depends on {why}")
         elif layer.merged_adapters:
             wrong.append(f"{layer.path}: {listing(layer.merged_adapters)} is merged; unmerge first")
@@ -168,7 +168,7 @@ def _assembled(model: nn.Module, name: str, old: AdapterConfig, parts: list[Part
         for key, tensor in _tensors(part, cfg.at(part.layer.path)):
             state[f"{root}{where[id(part.layer)]}.{key}"] = tensor
     converted = tuple(f"{root}{where[id(p.layer)]}." for p in parts)
-    shared = {root + key for key in method_of(old).shared_keys(old).values()}
+    shared = shared_entries(base, name, root)
     every = adapter_state(base, name, old, root)
     others = {k: t for k, t in every.items() if not k.startswith(converted) and k not in shared}
     return Conversion((cfg, state | others))

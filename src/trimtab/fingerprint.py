@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .match import modules
+from .sites import is_quantized, site_of
 
 Fingerprint = dict[str, tuple[list[int], list[float]]]
 """Shape and sampled values by the tensor's name; no values where they could not be read (quantised, meta, sharded)."""
@@ -30,11 +31,19 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
         if ".modules_to_save." in path or not module._parameters:
             continue
         parts = [p for p in path.split(".") if p not in ("base_layer", "original_module", "token_adapter")]
-        for key, parameter in module._parameters.items():
+        for key, parameter in standing_for(module).items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 found[".".join([*parts, key])] = parameter
     return found
+
+
+def standing_for(module: nn.Module) -> Mapping[str, Tensor | None]:
+    """The parameters of a module; of a quantised one, its weight's shape (on the meta device) for what is stored."""
+    if not is_quantized(module):
+        return module._parameters
+    site = site_of(module)
+    return {"weight": site.stored(torch.empty(site.shape, device="meta")), "bias": site.bias}
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:

@@ -1,8 +1,12 @@
 """Where an adapter's tensors lie that are no ordinary parameters: shared by layers, made anew, or parts of modules."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .layer import AdapterLayer
+    from .method import Slot
 
 
 class Held(nn.Module):
@@ -15,16 +19,6 @@ class Held(nn.Module):
             owner.register_parameter(key, nn.Parameter(value))
         else:
             owner.register_buffer(key, value, persistent=False)
-
-    def __delitem__(self, name: str) -> None:
-        for held in (self._parameters, self._buffers, self._modules):
-            held.pop(name, None)
-
-    def __contains__(self, name: str) -> bool:
-        return any(name in held for held in (self._parameters, self._buffers, self._modules))
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
 
 
 class Shared(Held):
@@ -47,3 +41,34 @@ def holder_of(module: Any, part: str) -> tuple[Any, str]:
     for step in path:
         module = module._modules[step]
     return module, last
+
+
+def container(layer: nn.Module, key: str, kind: type[nn.Module]) -> Any:
+    """The container of a layer's adapters' tensors of this name; made if there is none."""
+    if key not in layer._modules:
+        layer.add_module(key, kind())
+    return layer._modules[key]
+
+
+def hold(layer: "AdapterLayer", slot: "Slot", name: str, parameter: nn.Parameter) -> None:
+    """Let a layer hold a parameter as an adapter's tensor."""
+    held = container(layer, slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
+    if slot.module:
+        if name not in held._modules:
+            plain = slot.part in ("weight", "bias")
+            held.add_module(name, layer.site.holder(slot.shape) if plain else nn.Module())
+        owner, key = made(held._modules[name], slot.part)
+        owner.register_parameter(key, parameter)
+    elif isinstance(held, nn.ParameterDict):
+        held[name] = parameter
+    else:  # a method that keeps modules under the same name was here first
+        held.register_parameter(name, parameter)
+
+
+def forget(held: nn.Module | None, name: str) -> None:
+    """Drop what a container holds under an adapter's name, if it is there and holds anything."""
+    if isinstance(held, nn.ParameterDict) and name in held:
+        del held[name]
+    elif held is not None:
+        for kept in (held._parameters, held._buffers, held._modules):
+            kept.pop(name, None)

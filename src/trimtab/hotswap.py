@@ -187,8 +187,7 @@ def _widen(a: Adapter, rank: int) -> None:
         slot = a.slots[key]
         full = tensor.new_zeros(slot.shape)
         full[tuple(slice(n) for n in tensor.shape)] = tensor
-        holder = a.layer._modules[slot.name]
-        owner, part = (holder[a.name], slot.part) if slot.module else (holder, a.name)
+        owner, part = a.layer.holder(slot, a.name)
         owner._parameters[part] = nn.Parameter(full, requires_grad=tensor.requires_grad)
         if isinstance(owner, nn.Linear):
             owner.out_features, owner.in_features = slot.shape

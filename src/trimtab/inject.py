@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import match, tie
+from .blocks import BlockSite
 from .config import AdapterConfig
 from .errors import AdapterError, ConfigError, TargetError, TrimtabError, listing
 from .held import Shared
@@ -20,8 +21,8 @@ from .match import Place, adapter_layers
 from .method import Method, Slot, method_of
 from .replicate import replicate_layers
 from .route import Router
-from .shared import make_shared
-from .sites import ParameterSite, Site, site_of
+from .shared import brings_shared, join_groups, make_shared
+from .sites import ParameterSite, Site, is_quantized, site_of, site_type
 from .watch import unwatch, watch
 from .wrappers import TOKEN_ROWS, ModulesToSaveWrapper, TrainableTokensWrapper, Wrapper
 
@@ -53,6 +54,7 @@ class Request:
     method: Method
     empty: bool = False
     autocast: bool = True
+    groups: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)  # what `join_groups` has found
 
 
 def switches(model: nn.Module) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
@@ -98,7 +100,7 @@ def inject(
     router = router_of(model)
     if not any(switches(model)):
         model.requires_grad_(False)
-    shared = make_shared(model, request, [m.slots for m in mounts], mounts[0].site if mounts else None)
+    shared = make_shared(model, request, mounts)
     for mount in mounts:
         mount_adapter(mount, request, router, shared)
     put_tokens(tokens, request, router)
@@ -131,17 +133,20 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
     if state_dict is not None:
         places = [p for p in places if any(f"{p.name}.{method.prefix}" in key for key in state_dict)]
     match.check_inside_attention(places)
-    places, followers = tie.lead(model, cfg, places)
+    places, followers = tie.lead(model, cfg, places, method.tied)
     mounts: list[Mount] = []
     wrong: list[tuple[type[TrimtabError], str]] = []
-    wanted = [(p, "") for p in (*places, *attention_outputs(places))] + match.parameter_targets(model, cfg)
+    inner = [] if method.on_blocks else attention_outputs(places)
+    wanted = [(p, "") for p in (*places, *inner)] + match.parameter_targets(model, cfg)
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
     first: dict[tuple[int, str], Mount] = {}
     for place, parameter in wanted:
         if same := first.get((id(place.module), parameter)):
             same.aliases.append(place)
             continue
         with noting(wrong, place.name):
-            mount = first[id(place.module), parameter] = Mount(place, site_at(place, parameter), cfg, {}, parameter)
+            site = block_at(place, width) if method.on_blocks else site_at(place, parameter)
+            mount = first[id(place.module), parameter] = Mount(place, site, cfg, {}, parameter)
             mounts.append(mount)
     if followers:
         mounts[0].followers = followers
@@ -149,7 +154,7 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
         method.prepare(cfg, {m.path: m.site for m in mounts})
     for mount in mounts:
         with noting(wrong, mount.place.name):
-            if len(mount.site.shape) < 2 and not method.vectors:
+            if len(mount.site.shape) == 1 and not method.vectors:
                 raise TargetError(
                     f"the weight of a {mount.site.kind} layer is a vector, and {cfg.kind} adapts matrices"
                 )
@@ -193,7 +198,19 @@ def site_at(place: Place, parameter: str) -> Site:
         sites = [layer.site for layer in _nest(module)]
         held = [s for s in sites if isinstance(s, ParameterSite) and s.local == parameter]
         return held[0] if held else ParameterSite(module, parameter)
+    if isinstance(module, AdapterLayer) and module.site.whole:
+        raise TargetError("has an adapter of the module as a whole already")
     return module.site if isinstance(module, AdapterLayer) else site_of(module)
+
+
+def block_at(place: Place, width: int | None) -> Site:
+    """The site of a layer that computes row by row, or else of a module as a whole."""
+    module, kind = place.module, site_type(match.bare(place.module))
+    if isinstance(module, AdapterLayer) and module.site.whole:
+        return module.site
+    if isinstance(module, Wrapper) or (kind is not None and kind.pointwise):
+        return site_at(place, "")
+    return BlockSite(match.bare(module), width)
 
 
 def _nest(module: nn.Module) -> Iterator[AdapterLayer]:
@@ -213,6 +230,8 @@ def plan_modules_to_save(model: nn.Module, cfg: AdapterConfig) -> list[Place]:
             f"`modules_to_save`: no module is called {listing(missing)}. {match.suggest(missing, places)}"
         )
     found = tie.lead_modules(model, cfg, [p for p in places if p.name.endswith(tuple(cfg.modules_to_save))])
+    if stored := [p.name for p in found if any(map(is_quantized, p.module.modules()))]:
+        raise TargetError(f"{listing(stored)} cannot be trained in full (`modules_to_save`): quantised")
     if both := [p.name for p in found if isinstance(p.module, AdapterLayer)]:
         raise TargetError(
             f"{listing(both)} cannot be trained in full (`modules_to_save`): an adapter stands there already"
@@ -270,9 +289,10 @@ def mount_adapter(mount: Mount, request: Request, router: Router, shared: dict[s
         for where in (place, *mount.aliases):
             where.parent._modules[where.key] = layer
     layer.add(request.name, request.method, mount.cfg, mount.slots, shared, request.empty, request.autocast)
+    join_groups(layer, request.name, request.groups)
     adapter = layer.adapters[request.name]
     with torch.no_grad():
-        if mount.site.device.type != "meta":
+        if mount.site.device.type != "meta" and not (request.empty and brings_shared(mount.slots)):
             request.method.derive(adapter)
         if not request.empty or request.method.changes_base(mount.cfg):
             request.method.start(adapter)

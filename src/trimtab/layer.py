@@ -16,10 +16,11 @@ from torch import Generator, Tensor, nn
 
 from .errors import AdapterError, MergeError, listing
 from .face import LayerFace
-from .held import Held, Shared, holder_of, made
+from .held import Held, Shared, container, forget, hold, holder_of
 from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
-from .sites import Site, Snapshot
+from .rows import by_rows
+from .sites import Site, Snapshot, site_of
 
 log = logging.getLogger("trimtab")
 
@@ -31,12 +32,16 @@ class WeightError:
     path: str
     largest: float
     mean: float
+    codec: str = ""  # the storage that it was quantised to again
 
 
 def seeded(*names: str) -> Generator:
     """A generator that depends on torch's seed and on names only: starts do not depend on the order of layers."""
     return torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32("/".join(names).encode()))
 
+
+Dequantize = bool | torch.dtype
+"""Whether a merge makes plain layers of quantised ones, and in which number format; True: the one they compute in."""
 
 Owned = tuple[dict[str, Any], str, bool]
 """Where a tensor lies: a module's parameters by name, its name there, and whether it can be trained."""
@@ -79,16 +84,17 @@ class AdapterLayer(LayerFace, nn.Module):
         base is in half precision.
         """
         adapter = Adapter(name, method, cfg, self.site, slots, self)
-        device = torch.device("meta") if empty else self.site.device
         for slot in slots.values():
             if slot.shared:
                 self._modules.setdefault(slot.name, shared[slot.name])
-            elif not slot.kept:
-                part = slot.part if slot.module else ""
-                made_now = self._start(name, slot, self.site.device, autocast).data
-                self._container(slot.name, Held).put(name, part, made_now, trainable=False)
+                continue
+            filled = empty and slot.saved and not slot.group
+            start = self._start(name, slot, torch.device("meta") if filled else self.site.device, autocast)
+            if slot.kept:
+                hold(self, slot, name, start)
             else:
-                self._hold(name, slot, self._start(name, slot, device if slot.saved else self.site.device, autocast))
+                part = slot.part if slot.module else ""
+                container(self, slot.name, Held).put(name, part, start.data, trainable=False)
         self.join(adapter)
 
     def join(self, a: Adapter) -> None:
@@ -96,26 +102,10 @@ class AdapterLayer(LayerFace, nn.Module):
         if a.method.dropout:
             p = getattr(a.cfg, a.method.dropout)
             dropout = nn.Dropout(p) if p else nn.Identity()
-            self._container(a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
+            container(self, a.method.dropout, nn.ModuleDict).add_module(a.name, dropout.train(self.training))
         self.adapters[a.name] = a
         self.scaling[a.name] = a.method.scaling(self.site, a.cfg)
         self._plans.clear()
-
-    def _hold(self, name: str, slot: Slot, parameter: nn.Parameter) -> None:
-        held = self._container(slot.name, nn.ModuleDict if slot.module else nn.ParameterDict)
-        if not slot.module:
-            held[name] = parameter
-            return
-        if name not in held:
-            plain = slot.part in ("weight", "bias")
-            held.add_module(name, self.site.holder(slot.shape) if plain else nn.Module())
-        owner, key = made(held[name], slot.part)
-        owner.register_parameter(key, parameter)
-
-    def _container(self, key: str, kind: type[nn.Module]) -> Any:
-        if key not in self._modules:
-            self.add_module(key, kind())
-        return self._modules[key]
 
     def _start(self, name: str, slot: Slot, device: torch.device, autocast: bool) -> nn.Parameter:
         half = self.site.dtype in (torch.bfloat16, torch.float16)
@@ -125,7 +115,7 @@ class AdapterLayer(LayerFace, nn.Module):
         t = torch.empty(slot.shape, dtype=slot.dtype or torch.float32, device="cpu")  # the same start on every device
         with torch.no_grad():
             slot.init(t, seeded(self.path, name, slot.name, slot.part))
-        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable)
+        return nn.Parameter(t.to(device, dtype), requires_grad=slot.trainable and slot.kept)
 
     def remove(self, name: str) -> None:
         """Forget an adapter and free its tensors. Raises `MergeError` while it is merged."""
@@ -135,9 +125,7 @@ class AdapterLayer(LayerFace, nn.Module):
         if adapter is None:
             return
         for slot_name in {s.name for s in adapter.slots.values()} | {adapter.method.dropout} - {""}:
-            held: Any = self._modules.get(slot_name, {})
-            if name in held:  # not yet gone with another layer's that shares or is tied to it
-                del held[name]
+            forget(self._modules.get(slot_name), name)
         self.scaling.pop(name)
         self._plans.clear()
         self.activate([n for n in self.active if n != name])
@@ -146,9 +134,13 @@ class AdapterLayer(LayerFace, nn.Module):
         """Where the parameters of an adapter lie, those that layers share included where they can be trained."""
         for slot in self._parameter_slots(name):
             if shared or not slot.shared:
-                held: Any = self._modules[slot.name]
-                owner, key = holder_of(held._modules[name], slot.part) if slot.module else (held, name)
+                owner, key = self.holder(slot, name)
                 yield owner._parameters, key, slot.trainable
+
+    def holder(self, slot: Slot, name: str) -> tuple[Any, str]:
+        """The module that holds an adapter's tensor, and the tensor's name there."""
+        held: Any = self._modules[slot.name]
+        return holder_of(held._modules[name], slot.part) if slot.module else (held, name)
 
     def _parameter_slots(self, name: str) -> list[Slot]:
         adapter = self.adapters.get(name)
@@ -210,9 +202,9 @@ class AdapterLayer(LayerFace, nn.Module):
             )
         direct = all(a.method.direct(self.site, a.cfg) for a in acting)
         direct = direct and not any(a.method.reads_weight(a.cfg) for a in acting[1:])
-        if not direct and (bound := [a for a in acting if a.method.depends]):
+        if not direct and (bound := [a for a in acting if a.depends]):
             raise AdapterError(
-                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].method.depends}, "
+                f"{self.path!r}: the effect of {listing(a.name for a in bound)} depends on {bound[0].depends}, "
                 f"so it cannot act together with {listing(a.name for a in acting if a not in bound)}, which needs W'"
             )
         plan = Plan(self.site, acting, direct)
@@ -231,21 +223,27 @@ class AdapterLayer(LayerFace, nn.Module):
         log.debug("%s: no fast path (%s)", self.path, plan.reason)
         return plan
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The base layer's result as the active adapters change it. Shapes are those of the base layer."""
+        if x is None:  # a module that is called by keywords
+            x = kwargs.pop(self.site.first)
         if self.router.rows is not None:
-            return self._by_rows(x, self.router.rows, *args, **kwargs)
-        return self._run(self.plan(self.active), x, *args, **kwargs)
+            return by_rows(self, self.router.rows, x, *args, **kwargs)
+        return self.run(self.plan(self.active), x, *args, **kwargs)
 
-    def _run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, plan: Plan, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's result as the adapters of a plan change it."""
         if not plan.adapters:
             return self.base_layer(x, *args, **kwargs)
+        if self.site.whole:
+            y = self.base_layer(x, *args, **kwargs)
+            return (self.after(plan, x, y[0]), *y[1:]) if isinstance(y, tuple) else self.after(plan, x, y)
         if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
             return y
         if not plan.direct:
             w, b = self._composed(plan.adapters)
-            like = x if x.is_floating_point() else self.site.weight()
-            return self.site.call(w.to(like.dtype), None if b is None else b.to(like.dtype), x, *args, **kwargs)
+            dtype = x.dtype if x.is_floating_point() else self.site.dtype
+            return self.site.call(w.to(dtype), None if b is None else b.to(dtype), x, *args, **kwargs)
         steps = []
         for a in reversed(plan.adapters):  # from the outermost adapter inwards
             h = self._cast(x, a)
@@ -257,6 +255,14 @@ class AdapterLayer(LayerFace, nn.Module):
         for a, h in reversed(steps):
             if a.method.output is not None:
                 result = a.method.output(h, result, a)
+        return result.to(y.dtype)
+
+    def after(self, plan: Plan, x: Tensor, y: Tensor) -> Tensor:
+        """What a module as a whole returned, as the adapters of a plan change it."""
+        result = y
+        for a in plan.adapters:
+            if a.method.output is not None:
+                result = a.method.output(self._cast(x, a), result, a)
         return result.to(y.dtype)
 
     def _cast(self, x: Tensor, a: Adapter) -> Tensor:
@@ -277,32 +283,6 @@ class AdapterLayer(LayerFace, nn.Module):
         w, b = self._composed(self.plan(self.active).adapters)
         return w.to(self.site.dtype), None if b is None else b.to(self.site.dtype)
 
-    def _by_rows(self, x: Tensor, rows: tuple[str, ...], *args: Any, **kwargs: Any) -> Tensor:
-        """Each row of the batch through its own adapter: group, call, and put back in order."""
-        if not self.site.pointwise:
-            raise AdapterError(
-                f"`adapter_names`: rows of {self.path!r} cannot be told apart in a {self.site.kind} layer"
-            )
-        if x.shape[0] % len(rows):
-            raise AdapterError(
-                f"`adapter_names` has {len(rows)} names for a batch of {x.shape[0]} rows at {self.path!r}"
-            )
-        repeat = x.shape[0] // len(rows)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for i, name in enumerate(rows):
-            key = (name,) if name in self.adapters else ()
-            groups.setdefault(key, []).extend(range(i * repeat, (i + 1) * repeat))
-        if len(groups) == 1:
-            return self._run(self.plan(next(iter(groups))), x, *args, **kwargs)
-        order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
-        parts = x.index_select(0, order).split([len(g) for g in groups.values()])
-        done = []
-        for (names, group), part in zip(groups.items(), parts, strict=True):
-            self.router.index = torch.tensor(group[::repeat]) // repeat
-            done.append(self._run(self.plan(names), part, *args, **kwargs))
-        self.router.index = None
-        return torch.cat(done).index_select(0, order.argsort())
-
     # merge
     def merged_weight(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The weight and bias with these adapters in them, composed in float32 or more from the layer as it stands."""
@@ -310,7 +290,8 @@ class AdapterLayer(LayerFace, nn.Module):
             a: Any = self.adapters[names[0]]
             led = a.leader.layer
             merged = a.name in led.merged_adapters
-            return (led.site.weight().detach() if merged else led.merged_weight(names)[0]).T, self.site.bias
+            w = led.site.weight().detach() if merged else led.merged_weight(names)[0]
+            return a.turned(w), self.site.bias
         dtype = torch.promote_types(self.site.dtype, torch.float32)
         w = self.site.weight().detach().to(dtype)
         b = None if self.site.bias is None else self.site.bias.detach().to(dtype)
@@ -319,23 +300,26 @@ class AdapterLayer(LayerFace, nn.Module):
             w, b = a.method.both(w, b, a)
         return w, b
 
-    def check_merge(self, names: Sequence[str], safe: bool) -> list[str]:
+    def check_merge(self, names: Sequence[str], safe: bool, dequantize: Dequantize = False) -> list[str]:
         """What forbids merging these adapters here, each a sentence. `safe`: compute the weight, look for NaN too."""
+        if self.site.refusal and names and not dequantize:
+            return [
+                f"{self.path}: no weight can be stored as {self.site.codec}, because {self.site.refusal}; "
+                "merge_and_unload(dequantize=True) makes it a plain layer"
+            ]
         for name in names:
-            if why := self.adapters[name].method.depends:
+            a = self.adapters[name]
+            if why := a.depends:
                 return [f"{self.path}: the effect of {name!r} depends on {why}, which no weight can hold"]
-            for slot, t in self.parameters_of(name):
+            for slot, t in ((slot, a.tensor(key)) for key, slot in a.slots.items()):
                 if t.is_meta:
                     return [f"{self.path}: {slot.name} of {name!r} has no values yet (meta device)"]
                 if not bool(t.isfinite().all()):
                     return [f"{self.path}: {slot.name} of {name!r} holds NaN or infinity"]
-        if self.site.bias is None and any(
-            self.adapters[n].method.bias(None, self.adapters[n]) is not None for n in names
-        ):
-            return [f"{self.path}: the adapter has a bias, and the layer none to merge it into"]
         if self.site.bias is None and any((a := self.adapters[n]).method.bias(None, a) is not None for n in names):
             return [f"{self.path}: merging {listing(names)} gives a bias, and the layer has none to hold it"]
-        shape = self._merged_shape(names)
+        grouped = getattr(self.site, "groups", 1) > 1
+        shape = tuple(self.merged_weight(names)[0].shape) if grouped else self.site.shape
         if shape != self.site.shape:
             return [f"{self.path}: the merged weight has shape {shape}, the layer's is {self.site.shape}"]
         if safe:
@@ -344,26 +328,25 @@ class AdapterLayer(LayerFace, nn.Module):
                 return [f"{self.path}: the merged weight holds NaN or infinity"]
         return []
 
-    def _merged_shape(self, names: Sequence[str]) -> tuple[int, ...]:
-        groups = getattr(self.site, "groups", 1)
-        if groups == 1:
-            return self.site.shape
-        return tuple(self.merged_weight(names)[0].shape)
-
     @torch.no_grad()
-    def merge_in(self, names: Sequence[str], keep_base: bool = True) -> WeightError:
+    def merge_in(self, names: Sequence[str], keep_base: bool = True, dequantize: Dequantize = False) -> WeightError:
         """Put adapters into the base weight; `keep_base` keeps the old tensors so that `unmerge` is exact to the bit.
 
-        Nothing is checked here: see `check_merge`.
+        `dequantize`: a plain layer takes a quantised one's place, for good. Nothing is checked here: see `check_merge`.
         """
         if self._base is None and keep_base:
             self._base = self.site.snapshot()
         w, b = self.merged_weight(names)
-        self.site.write(w, b)
+        if dequantize and self.site.codec:
+            plain = self.site.plain(w, b)
+            self.base_layer = plain.to(dequantize) if isinstance(dequantize, torch.dtype) else plain
+            self.site = site_of(self.base_layer)
+        else:
+            self.site.write(w, b)
         self.merged_adapters += names
         self._plans.clear()
         lost = (self.site.weight().detach().to(w.dtype) - w).abs()
-        return WeightError(self.path, float(lost.max()), float(lost.mean()))
+        return WeightError(self.path, float(lost.max()), float(lost.mean()), self.site.codec)
 
     def unmerge(self) -> None:
         """Take all merged adapters out again: the stored tensors themselves come back, bit for bit."""

@@ -114,6 +114,8 @@ def resolve(model: nn.Module, cfg: AdapterConfig, method: Method) -> None:
     """
     method.fill(cfg, kind := model_type(model))
     if cfg.target_modules is None and not cfg.target_parameters:
+        cfg.target_modules = method.find(model, cfg)
+    if cfg.target_modules is None and not cfg.target_parameters:
         raise ConfigError(
             f"`target_modules` is unset, and {cfg.kind} has no default for architecture {kind!r}; "
             f'name the modules, or use "{ALL_LINEAR}"'

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
-from .held import holder_of
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -45,9 +45,35 @@ def normal(std: float = 1.0, mean: float = 0.0) -> Init:
     return lambda t, generator: t.normal_(mean, std, generator=generator)
 
 
+def uniform(bound: float) -> Init:
+    """A uniform start between -bound and bound."""
+    return lambda t, generator: t.uniform_(-bound, bound, generator=generator)
+
+
 def constant(value: Tensor | float) -> Init:
     """Start at a given number or tensor."""
     return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file holds for a tensor that it does not hold as it is: one tensor or several.
+
+    `parts` makes each from the tensor, by what its key adds to the tensor's; `whole(like, *parts)` makes the tensor,
+    of the shape and number format of `like`.
+    """
+
+    parts: Mapping[str, Callable[[Tensor], Tensor]]
+    whole: Callable[..., Tensor]
+
+
+def entries(axis: int, index: Tensor) -> Form:
+    """The form of a tensor of which a file holds what stands at some indices along an axis; the rest is zero."""
+
+    def whole(like: Tensor, part: Tensor) -> Tensor:
+        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
+
+    return Form({"": lambda t: t.index_select(axis, index.to(t.device))}, whole)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +82,7 @@ class Slot:
 
     In memory it is `<layer>.<name>.<adapter>` or, as a module, `<layer>.<name>.<adapter>.<part>`; in a file
     `<layer>.<file>`. A shared slot is held once for the whole model and read by each layer from its top left corner;
-    one that can be trained stands in the model's state too, at `<tuner>.<name>.<adapter>`.
+    in a file it is `<tuner>.<file>`, in the model's state (if it can be trained) `<tuner>.<name>.<adapter>` besides.
     """
 
     name: str
@@ -65,8 +91,9 @@ class Slot:
     module: bool = False
     part: str = "weight"  # may have dots: a module within the module
     shared: bool = False
+    group: str = ""  # layers that give the same word here hold one tensor, each under its own names
     trainable: bool = True
-    file: str | None = None  # name in a file, below the layer's; "": in no file; None: as in memory
+    file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
 
@@ -75,15 +102,19 @@ class Slot:
         """The name in memory, the adapter's left out."""
         return f"{self.name}.{self.part}" if self.module else self.name
 
+    def inside(self, adapter: str) -> str:
+        """The name in memory, below the layer's or the tuner's."""
+        return f"{self.name}.{adapter}.{self.part}" if self.module else f"{self.name}.{adapter}"
+
     @property
     def key(self) -> str:
-        """The name in a file, below the layer's."""
+        """The name in a file, below the layer's or, of a shared slot, the tuner's."""
         return self.file or self.place
 
     @property
     def saved(self) -> bool:
-        """Whether a file holds it with the layer's own tensors."""
-        return self.kept and not self.shared and self.file != ""
+        """Whether a file holds it."""
+        return self.kept and self.file != ""
 
 
 class Adapter:
@@ -108,19 +139,20 @@ class Adapter:
             return self._cast[key]
         try:
             held, part = self._where[key]
-            return held[part]
+            tensor = held[part]
+            return self._find(key) if tensor.is_meta else tensor
         except KeyError:  # first use, or a wrapper (FSDP) took the parameter out of its module
             return self._find(key)
 
     def _find(self, key: str) -> Tensor:
         slot = self.slots[key]
-        held: Any = self.layer._modules[slot.name]
-        owner, part = holder_of(held[self.name], slot.part) if slot.module else (held, self.name)
-        if slot.shared:
-            return getattr(owner, part)[tuple(slice(n) for n in slot.shape)]
+        owner, part = self.layer.holder(slot, self.name)
+        found = offload.get(owner, part)
+        if slot.shared or slot.group:  # perhaps by layers on several devices
+            return found[tuple(slice(n) for n in slot.shape)].to(self.site.device)
         if part in owner._parameters:
             self._where[key] = (owner._parameters, part)
-        return getattr(owner, part)
+        return found
 
     def has(self, key: str) -> bool:
         """Whether the adapter has this slot here (it may depend on the configuration and the layer)."""
@@ -130,6 +162,11 @@ class Adapter:
     def scale(self) -> float:
         """The factor before the update; it can be changed while the adapter is in use."""
         return self.layer.scaling[self.name]
+
+    @property
+    def depends(self) -> str:
+        """What its effect depends on besides a weight; "" where it can be merged."""
+        return self.method.depends or self.site.whole
 
     @property
     def training(self) -> bool:
@@ -148,8 +185,11 @@ class Adapter:
 
     def rows(self, values: Tensor) -> Tensor:
         """Of values by row of the batch, (rows, ...), those of the rows that are computed at the moment."""
-        index = self.layer.router.index
-        return values if index is None else values[index.to(values.device)]
+        router = self.layer.router
+        if router.index is None:
+            return values
+        each = len(values) // len(router.rows)  # beams of one row of `adapter_names`
+        return values.unflatten(0, (-1, each))[router.index.to(values.device)].flatten(0, 1)
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The same adapter with its tensors, detached, in another number format and on the device of the base."""
@@ -171,6 +211,8 @@ class Start:
     name: ClassVar[str]
     changes_base: ClassVar[bool] = False
     """Whether it writes to the base weight."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """The slots that it sets for good: they are not trained."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -208,6 +250,10 @@ class Method:
     depends: ClassVar[str] = ""
     """What its effect depends on besides the weight, as "the task": then `output` is its definition, there is no
     `weight`, and nothing can be merged. "" for the usual case."""
+    on_blocks: ClassVar[bool] = False
+    """Whether it can stand on a module as a whole, by `output` alone: see `BlockSite`."""
+    tied: ClassVar[bool] = False
+    """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False
     """Whether it can adapt a weight that is a vector, as that of a normalisation is."""
     arguments: ClassVar[tuple[str, ...]] = ()
@@ -230,6 +276,10 @@ class Method:
         """Set what the user left to the architecture's default; leave `target_modules` unset where there is none."""
         if cfg.target_modules is None and not cfg.target_parameters:
             cfg.target_modules = self.defaults.get(model_type or "")
+
+    def find(self, model: nn.Module, cfg: Any) -> str | list[str] | None:
+        """Default targets that the model itself tells, where `fill` has left them unset."""
+        return None
 
     def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
         """The tensors of an adapter on this site. Raises `ConfigError` where the method cannot stand there."""
@@ -272,19 +322,27 @@ class Method:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
         raise NotImplementedError
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: Any) -> dict[str, Tensor]:
-        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`."""
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
+        """The start of shared slots, by their `place`, given each one's largest shape; others begin by their `init`.
+
+        `sites`: those that the adapter is on, by path. Not asked where a file will bring all that layers share.
+        """
         return {}
 
-    def shared_keys(self, cfg: Any) -> dict[str, str]:
-        """File key (below `base_model.`) by slot name, of the shared slots that a file holds."""
+    def in_file(self, a: Adapter) -> Mapping[str, Form]:
+        """By name, the slots that a file does not hold as they are, and what it holds for them."""
         return {}
 
     def start(self, a: Adapter) -> None:
         """Anything to do once the tensors exist and the base weight is known, e.g. a start from its decomposition."""
 
     def derive(self, a: Adapter) -> None:
-        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too."""
+        """Fill the slots that are not `kept` and do not follow from their `init`; done on loading too.
+
+        Where a file brings frozen tensors that layers share, it is done once they are there.
+        """
 
     def companions(self, cfg: Any) -> dict[str, str]:
         """Adapters that an adapter works with, by name: the folder or hub id from which each is loaded before it.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import inject, prompt
 from .combine import shortest_targets
@@ -178,9 +178,10 @@ class PeftModel(AdapterFolders, nn.Module):
         return self.base_model.model if isinstance(self.base_model, Tuner) else self.base_model
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Numbers of trainable and of all parameters; packed 4-bit and sharded ones count as what they stand for."""
-        counts = [(p.requires_grad, _numel(p)) for p in self.parameters()]
-        return sum(n for on, n in counts if on), sum(n for _, n in counts)
+        """Numbers of trainable and of all parameters; quantised and sharded ones count as what they stand for."""
+        from .status import count
+
+        return count(self)
 
     def print_trainable_parameters(self) -> None:
         """Print the numbers of trainable and of all parameters, and their ratio in percent."""
@@ -198,7 +199,10 @@ class PeftModel(AdapterFolders, nn.Module):
         with self.routed(adapter_names):
             if self.is_prompt_learning and self.prompts_enabled:
                 return prompt.run(self, args, kwargs)
-            return self.get_base_model()(*args, **kwargs)
+            output = self.get_base_model()(*args, **kwargs)
+            if adapter_names is not None:
+                inject.router_of(self).remember(output)
+            return output
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters, or one a row (`adapter_names`)."""
@@ -356,10 +360,3 @@ class PeftModel(AdapterFolders, nn.Module):
             if key in ("base_model", "_configs", "_active", "prompt_encoder"):
                 raise
         return getattr(self.base_model, key)
-
-
-def _numel(p: Tensor) -> int:
-    count = p.numel() or getattr(p, "ds_numel", 0)
-    if type(p).__name__ == "Params4bit":
-        count *= 2 * getattr(p, "element_size", lambda: 1)()
-    return count

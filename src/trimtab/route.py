@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from .errors import ConfigError
 from .method import Adapter
@@ -62,6 +64,29 @@ class Router:
         """Arguments of adapters that a model's caller cannot take, as in a generation."""
         self.calls: dict[str, Mapping[str, Any]] = {}
         """By adapter, what its method found out about the call."""
+
+    def remember(self, output: Any) -> None:
+        """Let a backward pass from a call's output find the call as it was: checkpointed layers run again there."""
+        rows, calls = self.rows, self.calls
+        if (rows is None and not calls) or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+
+        def recall(gradient: Tensor) -> None:
+            self.rows, self.calls = rows, calls
+            Variable._execution_engine.queue_callback(lambda: setattr(self, "rows", None))  # at the end of the pass
+
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                tensor.register_hook(recall)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of what a model returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(each)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from .errors import AdapterFileError
 from .files import write_tensors, write_text
 from .fingerprint import METADATA_KEY, Fingerprint, dump
 from .match import ends_with
+from .method import method_of
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -48,7 +49,7 @@ def save_adapter(
     else:
         wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
-    if empty := [k for k, t in tensors.items() if t.is_meta or t.numel() == 0]:
+    if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )
@@ -94,7 +95,7 @@ def write_card(model: "PeftModel", name: str, folder: Path) -> None:
 
 
 def _has_embeddings(cfg: Any) -> bool:
-    targets = getattr(cfg, "target_modules", None)
+    targets = None if method_of(cfg).tied else getattr(cfg, "target_modules", None)  # rows of it are saved as such
     return isinstance(targets, list) and any(ends_with(t, state.EMBEDDINGS) for t in targets)
 
 

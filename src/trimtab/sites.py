@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import offload
 from .errors import MergeError, TargetError, listing
 
 Snapshot = dict[str, Tensor]
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 SITES: dict[str, type["Site"]] = {}
-"""Site by the qualified or bare class name of the layer; looked up along the layer's class hierarchy."""
+"""Site by the qualified class name of the layer, or of its weight where the storage is a class of tensors."""
 
 
 class Site:
@@ -28,8 +29,16 @@ class Site:
     layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.linear.Linear",)
     pointwise: ClassVar[bool] = True
     """Whether `op` reads its first argument only, so that an adapter may act on input and output instead of on `W`."""
-    codec: ClassVar[str] = ""
+    whole: ClassVar[str] = ""
+    """Of a module without a weight of its own: what the effect of an adapter depends on. "" where there is a weight."""
+    first: str = "input"
+    """The name of its first argument."""
+    codec: str = ""
     """The storage of the weight; "" for plain tensors."""
+    refusal: str = ""
+    """Why no weight can be written, where the storage does not allow it; to stand after "because"."""
+    biased: ClassVar[str] = "bias"
+    """The name of the bias in the layer, where it has one."""
     gain: ClassVar[float] = 1.0
     """A factor on the scale of additive updates at this kind of site."""
 
@@ -42,27 +51,38 @@ class Site:
         self.layer: Any = layer
         self.parameter = parameter
         self.tied = False
-        self.shape = tuple(self.weight().shape)
+        self.shape = self.size()
         self.measure()
+
+    def size(self) -> tuple[int, ...]:
+        """The canonical weight's shape."""
+        return tuple(self.weight().shape)
 
     def measure(self) -> None:
         """Find the sizes of output and input, `out` and `inp`, from the shape."""
         self.out, self.inp = self.shape[0], self.shape[1]
 
+    @property
+    def kept(self) -> Tensor:
+        """The weight as it is stored."""
+        return offload.get(self.layer, self.parameter)
+
     # the weight
     def weight(self) -> Tensor:
         """The canonical weight, differentiable where the stored one is."""
-        return self.layer.weight
+        return self.kept
 
     @property
     def bias(self) -> Tensor | None:
         """The bias (out,), if the layer has one."""
-        return getattr(self.layer, "bias", None)
+        return offload.get(self.layer, self.biased)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lives."""
-        return self.weight().device
+        """Where the layer computes."""
+        held = getattr(self.layer, self.parameter)
+        hook = offload.hook_of(self.layer) if held.is_meta else None
+        return held.device if hook is None else torch.device(hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,7 +91,7 @@ class Site:
 
     def owned(self) -> dict[str, Tensor]:
         """The stored tensors that a merge replaces, by their name in the layer."""
-        return {k: v for k in (self.parameter, "bias") if (v := getattr(self.layer, k, None)) is not None}
+        return {k: v for k in (self.parameter, self.biased) if (v := offload.get(self.layer, k)) is not None}
 
     def snapshot(self) -> Snapshot:
         """The stored tensors as they are; `restore` brings exactly these back, tied parameters included."""
@@ -80,7 +100,7 @@ class Site:
     def restore(self, old: Snapshot) -> None:
         """Put back what `snapshot` returned."""
         for key, tensor in old.items():
-            setattr(self.layer, key, tensor)
+            offload.put(self.layer, key, tensor)
 
     def write(self, w: Tensor, b: Tensor | None = None) -> None:
         """Store a canonical weight, and a bias, as new tensors: what held the old ones is not touched.
@@ -91,16 +111,21 @@ class Site:
             raise MergeError(f"a weight of shape {tuple(w.shape)} does not fit a layer whose weight is {self.shape}")
         self._set(self.parameter, self.stored(w))
         if b is not None:
-            self._set("bias", b)
+            self._set(self.biased, b)
 
     def stored(self, w: Tensor) -> Tensor:
         """A canonical tensor in the layout of the layer."""
         return w
 
+    def plain(self, w: Tensor, b: Tensor | None = None) -> nn.Module:
+        """A layer that holds a canonical weight, and a bias, as ordinary tensors, to stand in this one's place."""
+        self.write(w, b)
+        return self.layer
+
     def _set(self, key: str, value: Tensor) -> None:
         old = getattr(self.layer, key)
         new = nn.Parameter(value.detach().to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-        setattr(self.layer, key, new)
+        offload.put(self.layer, key, new)
 
     @property
     def matrix(self) -> tuple[int, ...]:
@@ -163,7 +188,7 @@ class Conv1DSite(Site):
     layers = ("transformers.pytorch_utils.Conv1D",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
@@ -173,21 +198,27 @@ class EmbeddingSite(Site):
     """`nn.Embedding`, stored (num, dim), read as a linear layer from one-hot rows: out = dim, in = num."""
 
     kind = "embedding"
-    layers = ("torch.nn.modules.sparse.Embedding",)
+    layers: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
 
     def weight(self) -> Tensor:
-        return self.layer.weight.T
+        return self.kept.T
 
     def stored(self, w: Tensor) -> Tensor:
         return w.T
 
     def op(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return self.scaled(F.embedding(x, w.T, getattr(self.layer, "padding_idx", None)))
+        y = self.scaled(F.embedding(x, w.T, getattr(self.layer, "padding_idx", None)))
+        return y if b is None else y + b
 
     def scaled(self, y: Tensor) -> Tensor:
-        """Looked-up rows as the layer returns them: some architectures (Gemma) multiply inside the embedding."""
-        scale = getattr(self.layer, "embed_scale", None)
-        return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+        """Looked-up rows as the layer returns them."""
+        return scaled(self.layer, y)
+
+
+def scaled(embedding: nn.Module, y: Tensor) -> Tensor:
+    """Looked-up rows as an embedding returns them: some architectures (Gemma) multiply inside it."""
+    scale: Any = getattr(embedding, "embed_scale", None)
+    return y if scale is None else y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class ConvSite(Site):
@@ -250,18 +281,18 @@ class FunctionalSite(Site):
     pointwise = False
 
     def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {self.parameter: self.stored(w)}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+        return torch.func.functional_call(self.layer, self.swapped(w, b), (x, *args), kwargs)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        """The parameters to put in, by their path in the layer."""
+        return {self.parameter: self.stored(w)} | ({} if b is None else {self.biased: b})
 
 
 class NormSite(FunctionalSite):
     """A normalisation: its weight (features,) scales what it returns, its bias (features,) shifts it."""
 
     kind = "norm"
+    pointwise = True
     layers = tuple(f"torch.nn.modules.normalization.{n}" for n in ("LayerNorm", "RMSNorm", "GroupNorm"))
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
@@ -272,20 +303,13 @@ class NormSite(FunctionalSite):
     def measure(self) -> None:
         self.out = self.inp = math.prod(self.shape)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"weight": w} | ({} if b is None else {"bias": b})
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
-
 
 class AttentionSite(FunctionalSite):
     """`nn.MultiheadAttention`: the weight is its joint input projection (3 * dim, dim); `out_proj` is its own site."""
 
     kind = "attention"
     layers = ("torch.nn.modules.activation.MultiheadAttention",)
+    biased = "in_proj_bias"
 
     def __init__(self, layer: nn.Module, parameter: str = "in_proj_weight") -> None:
         if layer.in_proj_weight is None:
@@ -293,19 +317,15 @@ class AttentionSite(FunctionalSite):
         super().__init__(layer, "in_proj_weight")
 
     def weight(self) -> Tensor:
-        return self.layer.in_proj_weight
+        return self.kept
 
-    def owned(self) -> dict[str, Tensor]:
-        return {"in_proj_weight": self.layer.in_proj_weight}
-
-    def call(self, w: Tensor, b: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        swapped = {"in_proj_weight": w}
-        inner: Any = self.layer.out_proj
+    def swapped(self, w: Tensor, b: Tensor | None) -> dict[str, Tensor]:
+        found, inner = super().swapped(w, b), self.layer.out_proj
         if hasattr(inner, "effective"):
             weight, bias = inner.effective()
-            swapped |= {"out_proj.base_layer.weight": weight}
-            swapped |= {} if bias is None else {"out_proj.base_layer.bias": bias}
-        return torch.func.functional_call(self.layer, swapped, (x, *args), kwargs)
+            found |= {"out_proj.base_layer.weight": weight}
+            found |= {} if bias is None else {"out_proj.base_layer.bias": bias}
+        return found
 
 
 class ParameterSite(FunctionalSite):
@@ -316,10 +336,11 @@ class ParameterSite(FunctionalSite):
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
         self.owner: Any = layer
-        self.local = parameter
+        self.local, path = parameter, parameter
         while hasattr(self.owner, "base_layer"):
-            self.owner = self.owner.base_layer
-        path = "base_layer." * _depth(layer) + parameter
+            self.owner, path = self.owner.base_layer, f"base_layer.{path}"
+        if is_quantized(self.owner):
+            raise TargetError(f"parameter {parameter!r} is quantised; name its layer in `target_modules` instead")
         super().__init__(layer, path)
         if len(self.shape) not in (2, 3):
             raise TargetError(f"parameter {parameter!r} has shape {self.shape}; only 2 or 3 dimensions can be adapted")
@@ -328,6 +349,10 @@ class ParameterSite(FunctionalSite):
 
     def weight(self) -> Tensor:
         return getattr(self.owner, self.local)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
 
     def owned(self) -> dict[str, Tensor]:
         return {self.local: self.weight()}
@@ -340,20 +365,20 @@ class ParameterSite(FunctionalSite):
         setattr(self.owner, self.local, nn.Parameter(value.detach().to(old.dtype).contiguous(), old.requires_grad))
 
 
-def _depth(layer: Any) -> int:
-    depth = 0
-    while hasattr(layer, "base_layer"):
-        layer, depth = layer.base_layer, depth + 1
-    return depth
-
-
 def site_type(layer: nn.Module) -> type[Site] | None:
-    """The registered site for a layer, found along its class hierarchy, or None."""
-    for cls in type(layer).__mro__:
+    """The registered site for a layer, found along the class hierarchy of its weight or its own, or None."""
+    weight = type(layer._parameters.get("weight"))
+    for cls in (*(weight.__mro__ if weight is not nn.Parameter else ()), *type(layer).__mro__):
         if site := SITES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return site
     # Every architecture of Transformers has a class of its own for the same normalisation.
     return NormSite if type(layer).__name__.endswith("Norm") and "weight" in layer._parameters else None
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is stored in a codec."""
+    site = site_type(layer)
+    return site is not None and bool(site.codec)
 
 
 def site_of(layer: nn.Module) -> Site:

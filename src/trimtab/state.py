@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import offload
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
-from .held import holder_of
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
-from .method import method_of
+from .method import Form
+from .shared import brings_shared
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -39,11 +41,15 @@ class LoadResult(NamedTuple):
 
 @dataclass
 class Entry:
-    """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place."""
+    """One tensor of an adapter: its name in memory, where it is now, and how to put another in its place.
+
+    Where a file holds another form of it, `tensor` is what it holds, `put` takes that, `part` makes it of the whole.
+    """
 
     path: str
     tensor: Tensor
     put: Callable[[Tensor], None]
+    part: Callable[[Tensor], Tensor] = torch.Tensor.detach
 
 
 def _held_elsewhere(value: Tensor) -> None:
@@ -79,39 +85,73 @@ def entries(model: nn.Module, name: str, cfg: AdapterConfig, root: str = "") -> 
                 found[f"{root}{path}.{key}"] = Entry(held, tensor, _copy_into(tensor))
     for path, parameter in biases(model, cfg).items():
         found[root + path] = Entry(root + path, parameter, _copy_into(parameter))
-    for place, key in method_of(cfg).shared_keys(cfg).items():
-        if (tensor := _shared(model, name, place)) is not None:
-            found[root + key] = Entry(root + key, tensor, _copy_into(tensor))
+    inside = [f"{root}{p}.base_layer." for p, m in modules(model) if isinstance(m, AdapterLayer) and m.site.whole]
+    return {_outside(key, inside): entry for key, entry in found.items()} | shared_entries(model, name, root)
+
+
+def _outside(key: str, inside: list[str]) -> str:
+    """A key without the wrappers of modules as a whole, which other adapters' files know nothing of."""
+    for path in reversed(inside):  # the innermost first
+        if key.startswith(path):
+            key = path.removesuffix("base_layer.") + key.removeprefix(path)
+    return key
+
+
+def shared_entries(model: nn.Module, name: str, root: str = "") -> dict[str, Entry]:
+    """The tensors that layers of adapter `name` share, by file key, each once."""
+    found: dict[str, Entry] = {}
+    for layer in adapter_layers(model):
+        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
+            if slot.shared and slot.saved and root + slot.key not in found:
+                owner, part = layer.holder(slot, name)
+                tensor = getattr(owner, part)
+                found[root + slot.key] = Entry(root + slot.inside(name), tensor, _copy_into(tensor))
     return found
 
 
-def _shared(model: nn.Module, name: str, place: str) -> Tensor | None:
-    """The tensor that all layers of adapter `name` read under this name in memory, if there is one."""
-    for layer in adapter_layers(model):
-        for slot in layer.adapters[name].slots.values() if name in layer.adapters else ():
-            if slot.shared and slot.place == place:
-                owner: Any = layer._modules[slot.name]
-                owner, part = holder_of(owner._modules[name], slot.part) if slot.module else (owner, name)
-                return getattr(owner, part)
-    return None
+def _repeated(model: nn.Module, name: str, root: str) -> Iterator[tuple[str, Entry]]:
+    """Entries, with every layer's keys, of what layers share: PEFT's files may hold that once more with each layer."""
+    shared = shared_entries(model, name, root)
+    for path, layer in modules(model):
+        if shared and isinstance(layer, AdapterLayer) and name in layer.adapters:
+            for slot in layer.adapters[name].slots.values():
+                if slot.shared and slot.saved:
+                    entry = shared[root + slot.key]
+                    yield f"{root}{path}.{slot.key}", Entry(entry.path, entry.tensor, _held_elsewhere)
+
+
+def _in_form(entry: Entry, form: Form) -> Iterator[tuple[str, Entry]]:
+    """Entries of what a file holds for one tensor, by what their keys add; the tensor is put when all are there."""
+    given: dict[str, Tensor] = {}
+
+    def put(suffix: str, value: Tensor) -> None:
+        given[suffix] = value
+        if given.keys() == form.parts.keys():
+            entry.put(form.whole(entry.tensor, *map(given.pop, form.parts)))
+
+    for suffix, part in form.parts.items():
+        yield suffix, Entry(entry.path, part(entry.tensor.detach()), partial(put, suffix), part)
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
-    if name in layer.adapters and (a := layer.adapters[name]).follows:
-        yield from (
-            (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere)) for key, slot in a.slots.items()
-        )
+    forms: dict[str, Form] = {}
+    if (a := layer.adapters.get(name)) is not None:
+        forms = {a.slots[k].place: form for k, form in a.method.in_file(a).items()}
+        if a.follows:
+            yield from (
+                (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
+                for key, slot in a.slots.items()
+            )
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue
-        holder: Any = layer._modules[slot.name]
-        owner, key = holder_of(holder._modules[name], slot.part) if slot.module else (holder, name)
         if parameter.is_meta:
-            put = _replace(owner, key, parameter, parameter.dtype, layer.site.device)
+            put = _replace(*layer.holder(slot, name), parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        inside = f"{slot.name}.{name}.{slot.part}" if slot.module else f"{slot.name}.{name}"
-        yield path + slot.key, Entry(path + inside, parameter, put)
+        entry = Entry(path + slot.inside(name), parameter, put)
+        filed = _in_form(entry, forms[slot.place]) if slot.place in forms else [("", entry)]
+        yield from ((path + slot.key + added, each) for added, each in filed)
 
 
 def adapter_state(
@@ -127,7 +167,10 @@ def adapter_state(
     `whole`: tensors by their names in memory to take instead of the model's own, as gathered from a sharded model.
     """
     whole = whole or {}
-    state = {key: whole.get(e.path, e.tensor).detach() for key, e in entries(model, name, cfg, root).items()}
+    state = {
+        key: e.part(whole[e.path]) if e.path in whole else e.tensor.detach()
+        for key, e in entries(model, name, cfg, root).items()
+    }
     if embeddings:
         state |= {root + k: t.detach() for k, t in embedding_tensors(model).items()}
     return state
@@ -137,12 +180,13 @@ def embedding_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the base's input and output embeddings, by their path in `model`."""
     ours = [f"{path}.base_layer." for path, m in model.named_modules() if isinstance(m, AdapterLayer)]
     found: dict[str, Tensor] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
+    for path, _ in model.named_parameters(remove_duplicate=False):
         bare = path
         for o in ours:
             bare = bare.replace(o, o.removesuffix("base_layer."))
         if ends_with(bare.rpartition(".")[0], EMBEDDINGS) and path.rpartition(".")[2] in ("weight", "bias"):
-            found[path] = parameter
+            owner, _, key = path.rpartition(".")
+            found[path] = offload.get(model.get_submodule(owner), key)
     return found
 
 
@@ -158,12 +202,17 @@ def load_state(
     # With `bias="all"`, PEFT's files hold biases of modules trained in full a second time, under the wrapper's names.
     tensors = {k: t for k, t in tensors.items() if not {"modules_to_save", "original_module"} & set(k.split("."))}
     wanted = entries(model, name, cfg, root)
-    base = (
-        {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
-        if tensors.keys() - wanted.keys()
-        else {}
-    )
-    return fit(wanted, base, tensors, strict)
+    allowed: dict[str, Entry] = {}
+    if tensors.keys() - wanted.keys():
+        allowed = {root + k: Entry(root + k, t, _copy_into(t)) for k, t in embedding_tensors(model).items()}
+        allowed |= _repeated(model, name, root)
+    result = fit(wanted, allowed, tensors, strict)
+    for layer in adapter_layers(model):
+        a = layer.adapters.get(name)
+        if a is not None and not a.follows and brings_shared(a.slots):
+            with torch.no_grad():
+                a.method.derive(a)
+    return result
 
 
 def fit(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import AdapterError
+from .fingerprint import standing_for
 from .inject import switches
 from .layer import AdapterLayer
 from .match import adapter_layers
@@ -64,6 +65,21 @@ def _layers(model: nn.Module) -> list[AdapterLayer]:
     return layers
 
 
+def count(model: nn.Module) -> tuple[int, int]:
+    """Numbers of trainable and of all parameters; quantised and sharded ones count as what they stand for."""
+    trainable, seen = 0, dict[int, Tensor]()
+    for module in model.modules():
+        for p in standing_for(module).values():
+            if p is not None and id(p) not in seen:
+                seen[id(p)] = p  # held, so that no other takes its id
+                trainable += p.requires_grad * _numel(p)
+    return trainable, sum(map(_numel, seen.values()))
+
+
+def _numel(p: Tensor) -> int:
+    return p.numel() or getattr(p, "ds_numel", 0)  # DeepSpeed shards its parameters away
+
+
 def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     """The status of every adapter layer. Raises `AdapterError` for a model that has none."""
     _layers(model)
@@ -95,13 +111,13 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
     tuner: Any = model.base_model if isinstance(model, PeftModel) else model
     configs: dict[str, Any] = getattr(tuner, "peft_config", {})
     names = sorted({n for s in layers for n in s.available_adapters})
-    params = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    trainable, total = count(model)
     return TunerModelStatus(
         base_model_type=type(tuner.model if isinstance(tuner, Tuner) else tuner).__name__,
         adapter_model_type=type(tuner).__name__,
         peft_types={n: c.kind for n, c in configs.items()},
-        trainable_params=sum(n for on, n in params if on),
-        total_params=sum(n for _, n in params),
+        trainable_params=trainable,
+        total_params=total,
         num_adapter_layers=len(layers),
         enabled=_one([m.enabled for m in switches(model)], False),
         active_adapters=_one([s.active_adapters for s in layers if s.active_adapters], []),

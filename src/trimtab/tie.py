@@ -18,7 +18,7 @@ from .sites import site_of
 
 
 class Follower(Adapter):
-    """An adapter of a tied output layer: the tensors are the embedding's, transposed."""
+    """An adapter of a tied layer: the tensors are the embedding's; transposed for an output layer."""
 
     follows = True
 
@@ -29,7 +29,13 @@ class Follower(Adapter):
 
     def tensor(self, key: str) -> Tensor:
         """The embedding's tensor that stands for this one."""
+        if self.site.kind == self.leader.site.kind:
+            return self.leader.tensor(key)
         return self.leader.tensor(self.method.transposed[key]).T
+
+    def turned(self, w: Tensor) -> Tensor:
+        """The embedding's weight as this layer's."""
+        return w if self.site.kind == self.leader.site.kind else w.T
 
 
 def tied(model: nn.Module) -> tuple[Place | None, list[Place]]:
@@ -50,13 +56,20 @@ def _core(module: Any) -> Any:
     return match.bare(module) if isinstance(module, nn.Module) else module
 
 
-def lead(model: nn.Module, cfg: Any, places: Sequence[Place]) -> tuple[list[Place], list[Place]]:
-    """The places to adapt and those that only follow: of tied layers the embedding is adapted, whichever was meant."""
-    source, others = tied(model) if getattr(cfg, "ensure_weight_tying", False) else (None, [])
-    names = {p.name for p in others} | ({source.name} if source else set())
+def lead(
+    model: nn.Module, cfg: Any, places: Sequence[Place], from_input: bool = False
+) -> tuple[list[Place], list[Place]]:
+    """The places to adapt and those that only follow: of tied layers the embedding is adapted, whichever was meant.
+
+    `from_input`: layers follow where the embedding itself is meant, whatever the configuration says.
+    """
+    wanted = getattr(cfg, "ensure_weight_tying", False)
+    source, others = tied(model) if wanted or from_input else (None, [])
+    names = {p.name for p in (others if wanted else [])} | ({source.name} if source else set())
     meant = [p for p in places if p.name in names]
     if source is None or not others or not meant:
         return list(places), []
+    names |= {p.name for p in others}
     rest = [p for p in places if p.name not in names]
     return [source, *rest], others
 
@@ -69,7 +82,7 @@ def lead_modules(model: nn.Module, cfg: Any, places: Sequence[Place]) -> list[Pl
 
 def check(model: nn.Module, cfg: Any, method: Method, followers: Sequence[Place], saved: Sequence[Place]) -> None:
     """Warn when nothing that the configuration means is tied. Raises `ConfigError` for a method that cannot follow."""
-    for place in followers:
+    for place in () if method.tied else followers:
         site = place.module.site if isinstance(place.module, AdapterLayer) else site_of(place.module)
         if others := sorted(method.slots(site, cfg).keys() - method.transposed.keys()):
             name = type(method).__name__
@@ -84,4 +97,11 @@ def follow(place: Place, name: str, leader: AdapterLayer) -> None:
     if not isinstance(current, AdapterLayer):
         current = AdapterLayer(current, site_of(current), place.name, leader.router)
         place.parent._modules[place.key] = current
-    current.join(Follower(leader.adapters[name], current))
+    a = leader.adapters[name]
+    if not a.method.tied:
+        current.join(Follower(a, current))
+        return
+    slots = a.method.slots(current.site, a.cfg)
+    for slot in slots.values():
+        current._modules.setdefault(slot.name, leader._modules[slot.name])
+    current.join(Adapter(name, a.method, a.cfg, current.site, slots, current))

@@ -4,7 +4,7 @@ It is `PeftModel.base_model`; the base model itself is its `model`. Every operat
 the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from . import combine, inject
 from .config import AdapterConfig
 from .errors import AdapterError, MergeError, listing, warn
-from .layer import AdapterLayer, Owned, WeightError
+from .layer import AdapterLayer, Dequantize, Owned, WeightError
 from .method import method_of
 from .shared import trained_together
 from .watch import forget
@@ -39,9 +39,16 @@ class MergeReport:
     def __str__(self) -> str:
         worst = max(self.layers, key=lambda e: e.largest, default=None)
         where = f" (in {worst.path})" if worst else ""
-        return (
+        text = (
             f"merged {len(self.layers)} layers; weight error: largest {self.largest:.3g}{where}, mean {self.mean:.3g}"
         )
+        if codecs := sorted({e.codec for e in self.layers if e.codec}):
+            again = sum(bool(e.codec) for e in self.layers)
+            text += (
+                f"; {again} of them were quantised again ({', '.join(codecs)}), which may undo small updates: "
+                "merge_and_unload(dequantize=True) stores them as plain weights instead"
+            )
+        return text
 
 
 class Tuner(nn.Module):
@@ -193,13 +200,13 @@ class Tuner(nn.Module):
     add_weighted_adapter = combine.add_weighted_adapter
 
     # merge
-    def check_merge(self, names: Sequence[str], safe_merge: bool) -> list[AdapterLayer]:
+    def check_merge(self, names: Sequence[str], safe_merge: bool, dequantize: Dequantize = False) -> list[AdapterLayer]:
         """The layers that merging these adapters will change. Raises `MergeError` with all that forbids it."""
         layers = [layer for layer in self.layers if any(n in layer.adapters for n in names)]
         wrong = []
         for layer in layers:
             here = [n for n in names if n in layer.adapters and n not in layer.merged_adapters]
-            wrong += layer.check_merge(here, safe_merge)
+            wrong += layer.check_merge(here, safe_merge, dequantize)
         if wrong:
             raise MergeError(f"{listing(names)} cannot be merged, nothing was changed: " + "; ".join(wrong[:8]))
         return layers
@@ -213,15 +220,17 @@ class Tuner(nn.Module):
         the base's tensors, so that `unmerge_adapter` is exact to the bit; it costs the memory of the adapted weights.
         Raises `MergeError`, with nothing changed, when any layer cannot be merged.
         """
-        return self._merge(self.known(adapter_names), safe_merge, keep_base, lambda layers: layers)
+        names = self.known(adapter_names)
+        return self._merge(self.check_merge(names, safe_merge), names, keep_base)
 
-    def _merge(self, names: list[str], safe: bool, keep: bool, track: Callable[[Sequence[Any]], Any]) -> MergeReport:
-        layers = self.check_merge(names, safe)
+    def _merge(
+        self, layers: Iterable[AdapterLayer], names: list[str], keep_base: bool, dequantize: Dequantize = False
+    ) -> MergeReport:
         done = []
-        for layer in track(layers):
+        for layer in layers:
             here = [n for n in names if n in layer.adapters and n not in layer.merged_adapters]
             if here:
-                done.append(layer.merge_in(here, keep))
+                done.append(layer.merge_in(here, keep_base, dequantize))
         self.merge_report = MergeReport(done)
         return self.merge_report
 
@@ -233,15 +242,26 @@ class Tuner(nn.Module):
             layer.unmerge()
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        dequantize: Dequantize = False,
     ) -> nn.Module:
         """The base model with these adapters (the active ones by default) merged in and no wrapper left.
 
-        `merge_report` tells what storing the weights lost. Raises `MergeError` with nothing changed.
+        `dequantize`: adapted layers of a quantised base become plain ones (True, or their number format), rather than
+        being quantised again with the adapter in them. `merge_report` tells what storing the weights lost. Raises
+        `MergeError` with nothing changed.
         """
         names = self.known(adapter_names)
         self.check_heads(names)
-        self._merge(names, safe_merge, False, progress if progressbar else lambda layers: layers)
+        if dequantize:  # what is merged by now was quantised
+            names = list(dict.fromkeys([*self.merged_adapters, *names]))
+        layers = self.check_merge(names, safe_merge, dequantize)
+        if dequantize:
+            self.unmerge_adapter()
+        self._merge(progress(layers) if progressbar else layers, names, False, dequantize)
         for wrapper in self.switches:
             if isinstance(wrapper, ModulesToSaveWrapper):
                 wrapper.activate(names)

@@ -4,9 +4,11 @@ Most methods look at nothing but their layer. One that does (a task's number, th
 defines `Method.before` or `Method.after`; the base model then carries one hook for each, which a generation passes too.
 """
 
+from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .match import adapter_layers
 from .method import Method
@@ -42,8 +44,9 @@ class Watch:
             return None
         self.inside, self.router.calls = True, {}
         kwargs = self.router.given | kwargs
+        named = dict(zip(signature(model.forward).parameters, args, strict=False)) if args else {}
         try:
-            self.router.calls = {n: m.before(model, n, cfg, kwargs) for n, m, cfg in self.acting()}
+            self.router.calls = {n: m.before(model, n, cfg, named | kwargs) for n, m, cfg in self.acting()}
         finally:
             self.inside = False
         own = {a for method, _, _ in self.adapters.values() for a in method.arguments}
@@ -55,6 +58,7 @@ class Watch:
             return None
         for name, method, cfg in self.acting():
             output = method.after(model, name, cfg, output)
+        self.router.remember(output)
         return output
 
 
@@ -84,3 +88,10 @@ def unwatch(model: nn.Module) -> None:
     if seen := model.__dict__.pop("adapter_watch", None):
         for handle in seen.handles:
             handle.remove()
+
+
+def add_to_loss(model: nn.Module, output: Any, term: Callable[[], Tensor]) -> Any:
+    """The model's output, in training with a term added to its loss, where it has computed one."""
+    if model.training and isinstance(output, dict) and "loss" in output:
+        output["loss"] = output["loss"] + term().to(output["loss"].device)
+    return output

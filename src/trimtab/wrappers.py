@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import AdapterError, ConfigError, listing
 from .face import SwitchFace
 from .layer import AdapterLayer, Owned
-from .method import Method, Slot
+from .method import Method, Slot, constant
 from .route import Router
 from .sites import Site
 
@@ -109,21 +109,28 @@ class ModulesToSaveWrapper(SwitchFace, Wrapper):
 class TokenRows(Method):
     """Some rows of an embedding (and of the output layer tied to it) trained, the others frozen.
 
-    W' = W with rows `indices` replaced by `delta`.
+    W' = W with rows `index` replaced by `delta`. The configuration is the sequence of indices itself.
     """
 
-    prefix = "trainable_tokens_"
+    prefix, option = "trainable_tokens_", "trainable_token_indices"
+
+    def indices(self, cfg: Any) -> list[int]:
+        """The rows to train."""
+        return list(cfg)
 
     def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
         if site.kind not in ("embedding", "linear"):
             raise ConfigError(f"token rows need an embedding or a linear layer, not a {site.kind} layer")
-        rows = len(self.table(site))
-        if wrong := [i for i in cfg if not 0 <= i < rows]:
-            raise ConfigError(f"`trainable_token_indices` names rows {listing(wrong)}; the layer has {rows}")
-        table = self.table(site).detach()[list(cfg)]
-        return {
-            "delta": Slot(name="trainable_tokens_delta", shape=tuple(table.shape), init=lambda t, g: t.copy_(table))
+        rows, indices = len(self.table(site)), self.indices(cfg)
+        if wrong := [i for i in indices if not 0 <= i < rows]:
+            raise ConfigError(f"`{self.option}` names rows {listing(wrong)}; the layer has {rows}")
+        start, index = self.table(site).detach()[indices], constant(torch.tensor(indices))
+        slots = {
+            "delta": Slot(name="trainable_tokens_delta", shape=tuple(start.shape), init=constant(start)),
+            "index": Slot(name="trainable_tokens_index", shape=(len(indices),), init=index, dtype=torch.long),
         }
+        slots["index"].kept = slots["index"].trainable = False
+        return slots
 
     @staticmethod
     def table(site: Site) -> Tensor:
@@ -131,15 +138,14 @@ class TokenRows(Method):
         return site.weight().T if site.kind == "embedding" else site.weight()
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        index = torch.tensor(a.cfg, device=w.device)
         if a.site.kind == "embedding":
-            return w.index_copy(1, index, a.delta.to(w.dtype).T)
-        return w.index_copy(0, index, a.delta.to(w.dtype))
+            return w.index_copy(1, a.index, a.delta.to(w.dtype).T)
+        return w.index_copy(0, a.index, a.delta.to(w.dtype))
 
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        index = torch.tensor(a.cfg, device=x.device)
+        index = a.index
         if a.site.kind != "embedding":
-            b = None if a.site.bias is None else a.site.bias[index]
+            b = None if a.site.bias is None else a.site.bias[index].to(x.dtype)
             return y.index_copy(-1, index, F.linear(x, a.delta.to(x.dtype), b).to(y.dtype))
         order = index.argsort()
         at = torch.searchsorted(index[order], x).clamp(max=len(index) - 1)

@@ -21,7 +21,10 @@ FILE_LINES = 400
 METHOD_LINES = 150  # "about 120": the file of a method, config included
 FUNCTION_LINES = 50  # "about 40", without signature and docstring
 # Files that may be longer: path under src/trimtab -> (lines, why).
-LONGER = {"methods/lora.py": (200, "four published variants in one config, and every field of PEFT's file format")}
+LONGER = {
+    "methods/lora.py": (200, "four published variants in one config, and every field of PEFT's file format"),
+    "methods/adalora.py": (190, "a parametrisation, and how its ranks are cut in training"),
+}
 
 # The package that is imported -> the distribution that pyproject.toml names.
 DISTRIBUTION = {
@@ -35,7 +38,9 @@ OPTIONAL = {
     "triton": "comes with torch where there is a GPU",
     "bitsandbytes": "a base that is quantised by it",
     "torchao": "a base that is quantised by it",
+    "pywt": "wavelets other than Haar's, for those who ask for them",
     "diffusers": "a pipeline that looks for `peft`",
+    "numpy": "Uni-LoRA's projection, which is drawn with it",
     "tqdm": "a progress bar where it is installed; there is none otherwise",
 }
 

@@ -46,6 +46,7 @@ def test_dropped_blocks_do_not_rotate_and_the_scale_stays():
     ("options", "message"),
     [
         ({"boft_block_size": 5}, "lin0: `boft_block_size`=5 does not divide the 12 features that are rotated here"),
+        ({"boft_block_size": 1}, "lin0: `boft_block_size`=1 makes blocks of 1 feature, in which"),
         ({"boft_block_size": 24}, "lin0: `boft_block_size`=24 does not divide the 12 features"),
         ({"boft_block_size": 0, "boft_block_num": 7}, "lin0: `boft_block_num`=7 does not divide the 12 features"),
         (
@@ -63,9 +64,8 @@ def test_sizes_that_do_not_fit_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"boft_block_num": 4}, "`boft_block_size`=4 and `boft_block_num`=4: one follows from the other; give one"),
-        ({"boft_block_size": 1}, "`boft_block_size`=1 leaves nothing to rotate; take at least 2"),
-        ({"boft_block_size": -4}, "`boft_block_size`=-4 and `boft_block_num`=0 must not be negative"),
+        ({"boft_block_num": 4}, "`boft_block_num`=4 and `boft_block_size`=4: one follows from the other; give one"),
+        ({"boft_block_size": -4}, "`boft_block_num`=0 and `boft_block_size`=-4 must not be negative"),
         ({"boft_n_butterfly_factor": 0}, "`boft_n_butterfly_factor`=0 must be at least 1"),
         ({"boft_dropout": 2}, r"`boft_dropout`=2 must be in \[0, 1\)"),
     ],

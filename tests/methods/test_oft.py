@@ -101,17 +101,18 @@ def test_coft_bounds_what_acts_and_leaves_what_is_held_alone_when_not_trained():
     assert 0 < (changed - w).norm() / w.norm() < 3 * 0.01
 
 
-def test_a_size_that_does_not_divide_is_the_nearest_that_does():
-    config = OFTConfig(oft_block_size=5, target_modules=["lin0"])
-    with pytest.warns(UserWarning, match="`oft_block_size`=5 does not divide the 12 features of a layer; 4 is taken"):
-        model = trimtab.get_peft_model(models.base("zoo"), config)
-    assert model.base_model.model.lin0.oft_R["default"].weight.shape == (3, 6)
-
-
-def test_blocks_of_one_feature_are_refused():
-    config = OFTConfig(r=50, oft_block_size=0, target_modules=["lin0"])
-    with pytest.raises(trimtab.ConfigError, match="lin0: `r`=50 leaves blocks of 1 of the 12 features"):
-        trimtab.get_peft_model(models.base("zoo"), config)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"oft_block_size": 5}, "lin0: `oft_block_size`=5 does not divide the 12 features that are rotated here"),
+        ({}, "lin0: `oft_block_size`=32 does not divide the 12 features"),
+        ({"r": 5, "oft_block_size": 0}, "lin0: `r`=5 does not divide the 12 features"),
+        ({"r": 12, "oft_block_size": 0}, "lin0: `r`=12 makes blocks of 1 feature, in which there is nothing to rotate"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(trimtab.ConfigError, match=message):
+        trimtab.get_peft_model(models.base("zoo"), OFTConfig(target_modules=["lin0"], **options))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,6 @@ def test_blocks_of_one_feature_are_refused():
         ({"r": 4}, "`r`=4 and `oft_block_size`=32: one follows from the other; give one, and 0 for the other"),
         ({"oft_block_size": 0}, "`r`=0 and `oft_block_size`=0: one follows from the other"),
         ({"r": -1, "oft_block_size": 0}, "`r`=-1 and `oft_block_size`=0 must not be negative"),
-        ({"oft_block_size": 1}, "`oft_block_size`=1 leaves nothing to rotate; take at least 2"),
         ({"module_dropout": 1.0}, r"`module_dropout`=1.0 must be in \[0, 1\)"),
         ({"coft": True, "eps": 0}, "`eps`=0 must be above 0 with `coft`"),
         ({"num_cayley_neumann_terms": 1}, "`num_cayley_neumann_terms`=1 must be at least 2: one is no rotation"),

@@ -44,6 +44,15 @@ def test_training_spares_what_the_weight_does_best():
     torch.testing.assert_close(w @ v[:5].T, u[:, :5] * s[:5], rtol=1e-4, atol=1e-5)
 
 
+def test_a_base_in_half_precision():
+    config = OSFConfig(target_modules=["lin0", "lin1"])
+    model = trimtab.get_peft_model(models.base("zoo", dtype=torch.bfloat16), config)
+    for layer in model.base_model.layers:
+        assert {t.dtype for _, t in layer.parameters_of("default")} == {torch.float32}
+        assert layer.get_delta_weight("default").abs().max() < 1e-12  # however W is rounded
+    assert models.output(models.shake(model), models.inputs("zoo")).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -31,7 +31,7 @@ def test_a_random_svd_is_the_same_again_and_leaves_torchs_generator_alone():
             r=3, target_modules=["lin0"], psoft_svd="lowrank", psoft_svd_lowrank_niter=0, random_seed=seed
         )
         before = torch.random.get_rng_state()
-        parts.append(trimtab.get_peft_model(base, config).base_model.model.lin0.psoft_A["default"])
+        parts.append(trimtab.get_peft_model(base, config).base_model.model.lin0.adapters["default"].A)
         assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(parts[0], parts[1])
     assert (parts[0] - parts[2]).abs().max() > 1e-3

@@ -21,7 +21,6 @@ ROWS = [
     oft("block_share, 7 terms", block_share=True, num_cayley_neumann_terms=7, target_modules=["lin0", "emb"]),
     oft("2 terms", num_cayley_neumann_terms=2),
     oft("3 terms", num_cayley_neumann_terms=3),
-    oft("size that does not divide", oft_block_size=5),
     oft("COFT", coft=True, eps=0.2, target_modules=["lin0", "emb"]),
     oft("COFT, block_share, Cayley", coft=True, eps=0.3, block_share=True, use_cayley_neumann=False),
     without(oft("module_dropout", module_dropout=0.3), "dropout draws anew", "rows, training"),

@@ -139,6 +139,13 @@ def provide(package: str, kind: str) -> dict[str, Any]:
         sys.modules[f"{package}.{name}{below}"] = module
     for below in ("config", "layer", "model"):
         vars(module)[below] = module
-    return {name: module} | {
-        k: v for k, v in vars(module).items() if isinstance(v, type) and not isinstance(v, LayerFaceType)
-    }
+    faces = {k: v for k, v in vars(module).items() if isinstance(v, type) and not isinstance(v, LayerFaceType)}
+    return {name: module} | faces
+
+
+def tuner_faces() -> dict[str, TunerFaceType]:
+    """The face of each weight method's tuner by its name, `LoraModel` and its like."""
+    found = [
+        v for name in sorted(sys.modules) if isinstance(m := sys.modules[name], TunerModule) for v in vars(m).values()
+    ]
+    return {v.__name__: v for v in found if isinstance(v, TunerFaceType)}

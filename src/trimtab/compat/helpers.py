@@ -13,10 +13,11 @@ from ..config import PeftConfig
 from ..errors import AdapterError, ConfigError, TrimtabError
 from ..match import adapter_layers
 from ..methods.dora import DoraCaching
+from ..methods.monteclora import MontecloraTrainerMixin
 
 __all__ = [
-    "DoraCaching", "check_if_peft_model", "disable_input_dtype_casting", "rescale_adapter_scale",
-    "update_forward_signature", "update_generate_signature", "update_signature",
+    "DoraCaching", "MontecloraTrainerMixin", "check_if_peft_model", "disable_input_dtype_casting",
+    "rescale_adapter_scale", "update_forward_signature", "update_generate_signature", "update_signature",
 ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ class LoraLinear(torch.autograd.Function):
 def guard(site: Site, adapters: Sequence[Adapter]) -> str | None:
     """Why these adapters on this layer cannot be fused, or None."""
     if site.kind != "linear" or site.codec:
-        return f"a {site.codec or site.kind} layer"
+        return f"a weight stored as {site.codec}" if site.codec else f"a {site.kind} layer"
     if type(site.layer).forward is not nn.Linear.forward and not isinstance(site, Conv1DSite):
         return f"{type(site.layer).__name__} computes in its own way"
     if other := [type(a.method).__name__ for a in adapters if type(a.method) is not Lora]:
@@ -93,7 +93,9 @@ def run(x: Tensor, plan: Plan) -> Tensor | None:
     site, adapters = plan.site, plan.adapters
     layer: Any = site.layer
     stored = layer._parameters["weight"]
-    if x.dtype != stored.dtype or stored.requires_grad or type(stored) not in (nn.Parameter, Tensor):
+    if stored.requires_grad or type(stored) not in (nn.Parameter, Tensor):
+        return None
+    if x.dtype != stored.dtype or x.device != stored.device:
         return None
     if layer._forward_hooks or layer._forward_pre_hooks or torch.is_autocast_enabled(x.device.type):
         return None

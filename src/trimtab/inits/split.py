@@ -18,6 +18,8 @@ class Split(Start):
     changes_base: ClassVar[bool] = True
 
     def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
+        if site.refusal:
+            return f"the rest of W cannot be stored as {site.codec}, because {site.refusal}"
         grouped = site.kind == "conv" and site.shape[1] != site.inp
         return "the weight of a grouped convolution is no single matrix to split" if grouped else None
 

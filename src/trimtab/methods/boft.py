@@ -15,7 +15,7 @@ from ..config import AdapterConfig
 from ..errors import ConfigError
 from ..method import Method, Slot, normal, ones, zeros
 from ..sites import Site
-from .rotation import butterfly, cayley, divided, drop_blocks, features, on_features
+from .rotation import blocks, butterfly, cayley, drop_blocks, features, on_features, wrong_blocks
 from .targets import LORA_TARGETS
 
 
@@ -35,16 +35,7 @@ class BOFTConfig(AdapterConfig, kind="BOFT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        size, number = self.boft_block_size, self.boft_block_num
-        if (size == 0) == (number == 0):
-            wrong.append(
-                f"`boft_block_size`={size} and `boft_block_num`={number}: one follows from the other; give one, and 0 "
-                "for the other"
-            )
-        if size == 1:
-            wrong.append("`boft_block_size`=1 leaves nothing to rotate; take at least 2")
-        if min(size, number) < 0:
-            wrong.append(f"`boft_block_size`={size} and `boft_block_num`={number} must not be negative")
+        wrong += wrong_blocks(boft_block_num=self.boft_block_num, boft_block_size=self.boft_block_size)
         if self.boft_n_butterfly_factor < 1:
             wrong.append(f"`boft_n_butterfly_factor`={self.boft_n_butterfly_factor} must be at least 1")
         if not 0 <= self.boft_dropout < 1:
@@ -58,12 +49,8 @@ class BOFT(Method):
     name, prefix, defaults = "BOFT", "boft_", LORA_TARGETS
 
     def slots(self, site: Site, cfg: BOFTConfig) -> dict[str, Slot]:
-        number, size = cfg.boft_block_num, cfg.boft_block_size
-        if number:
-            size = divided(features(site), number, "boft_block_num")
-        else:
-            number = divided(features(site), size, "boft_block_size")
-        factors = cfg.boft_n_butterfly_factor
+        sizes = {"boft_block_num": cfg.boft_block_num, "boft_block_size": cfg.boft_block_size}
+        (number, size), factors = blocks(features(site), **sizes), cfg.boft_n_butterfly_factor
         if factors > 1 and (size % 2 or number % 2 ** (factors - 1)):
             raise ConfigError(
                 f"`boft_n_butterfly_factor`={factors} needs blocks of even size whose number 2^{factors - 1} divides; "
@@ -110,6 +97,6 @@ class BOFT(Method):
 
 def turned_back(rows: Tensor, r: Tensor) -> Tensor:
     """`rows` (..., features) times R_1^T ... R_m^T."""
-    for level, blocks in enumerate(r):
-        rows = butterfly(rows, blocks.mT, level)
+    for level, factor in enumerate(r):
+        rows = butterfly(rows, factor.mT, level)
     return rows

@@ -22,7 +22,7 @@ SMALLEST = 1e-4  # what |a_i| and |b_i| count as at least: B starts at zero
 class DeloraConfig(AdapterConfig, kind="DELORA"):
     """Decoupled low-rank adaptation: direction by normalised factors, strength by one number a layer."""
 
-    alpha_field: ClassVar[str] = "delora_lambda"
+    patterns: ClassVar = {"delora_lambda": "lambda_pattern"}
 
     r: int = 8  # rank
     delora_lambda: float = 15  # where the boundary l starts
@@ -33,11 +33,6 @@ class DeloraConfig(AdapterConfig, kind="DELORA"):
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     rank_pattern: dict[str, int] | None = field(default_factory=dict)  # rank by module name or regular expression
     lambda_pattern: dict[str, float] | None = field(default_factory=dict)  # where l starts likewise
-
-    @property
-    def alpha_pattern(self) -> dict[str, float] | None:
-        """The pattern that belongs to `alpha_field`."""
-        return self.lambda_pattern
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()

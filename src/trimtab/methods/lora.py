@@ -16,6 +16,7 @@ from ..config import AdapterConfig, reserved
 from ..errors import ConfigError, listing
 from ..method import STARTS, Adapter, Method, Slot, Start, kaiming, normal, zeros
 from ..sites import Site
+from . import options
 from .targets import LORA_TARGETS
 
 
@@ -51,19 +52,23 @@ class LoraConfig(AdapterConfig, kind="LORA"):
     runtime_config: LoraRuntimeConfig | dict[str, Any] = field(default_factory=LoraRuntimeConfig)  # not saved
     megatron_config: dict[str, Any] | None = reserved(None)
     megatron_core: str | None = "megatron.core"
-    loftq_config: dict[str, Any] = reserved(dict)
-    eva_config: dict[str, Any] | None = reserved(None)
-    corda_config: dict[str, Any] | None = reserved(None)
-    lora_ga_config: dict[str, Any] | None = reserved(None)
-    velora_config: dict[str, Any] | None = reserved(None)
-    alora_invocation_tokens: list[int] | None = reserved(None)
-    use_qalora: bool = reserved(False)
-    qalora_group_size: int = 16
-    monteclora_config: dict[str, Any] | None = reserved(None)
-    use_bdlora: dict[str, Any] | None = reserved(None)
+    loftq_config: Any = field(default_factory=dict)  # a LoftQConfig, or its fields; likewise all `..._config` below
+    eva_config: Any = None  # of the start "eva"
+    corda_config: Any = None  # of "corda"
+    lora_ga_config: Any = None  # of "lora_ga"
+    velora_config: Any = None  # keep compressed inputs for the backward pass
+    alora_invocation_tokens: list[int] | None = None  # act only from the last such sequence of tokens on
+    use_qalora: bool = False  # A reads sums over groups of inputs
+    qalora_group_size: int = 16  # inputs in such a group
+    monteclora_config: Any = None  # train around random samples of A
+    use_bdlora: Any = None  # A or B block-diagonal: a BdLoraConfig
     arrow_config: Any = None  # mix other adapters for each token: an ArrowConfig, or its fields
-    kasa_config: dict[str, Any] | None = reserved(None)
+    kasa_config: Any = None  # learn singular values, on a base without its smallest ones
     ensure_weight_tying: bool = False  # type: ignore[misc]  # adapters of tied layers are one too
+
+    def __post_init__(self) -> None:
+        options.settle(self, str(self.init_lora_weights).lower())
+        super().__post_init__()
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
@@ -79,7 +84,10 @@ class LoraConfig(AdapterConfig, kind="LORA"):
             )
         if self.lora_bias and self.use_dora:
             wrong.append("`lora_bias` cannot be combined with `use_dora`")
-        return wrong
+        return wrong + options.mistakes(self)
+
+    def changes(self, path: str) -> dict[str, Any]:
+        return super().changes(path) | options.at(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         return {k: v for k, v in super().to_dict().items() if k != "runtime_config"}
@@ -95,8 +103,10 @@ class Lora(Method):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "LORA", "lora_", "lora_dropout", LORA_TARGETS
-    product = ("A", "B")
+    product: ClassVar[tuple[str, str] | tuple[()]] = ("A", "B")
     transposed: ClassVar = {"A": "B", "B": "A"}
+    no_start: ClassVar[str] = ""
+    """Of a variant: why its factors cannot begin by a `Start`; "" where they can."""
 
     def slots(self, site: Site, cfg: LoraConfig) -> dict[str, Slot]:
         embedding, kernel = site.kind == "embedding", site.shape[2:] if site.kind == "conv" else ()
@@ -104,7 +114,7 @@ class Lora(Method):
         if (cfg.lora_bias and not site.pointwise) or (cfg.lora_bias and embedding):
             raise ConfigError(f"`lora_bias` needs a layer with a bias of its own kind; a {site.kind} layer has none")
         start, option = start_of(cfg.init_lora_weights)
-        if start is not None and (why := start.refuse(site, cfg, option)):
+        if start is not None and (why := self.no_start or start.refuse(site, cfg, option)):
             raise ConfigError(f"`init_lora_weights`={cfg.init_lora_weights!r} cannot be used: {why}")
         a = zeros if embedding else normal(1 / cfg.r) if cfg.init_lora_weights == "gaussian" else kaiming
         b = normal() if embedding else kaiming if cfg.init_lora_weights is False else zeros
@@ -118,6 +128,8 @@ class Lora(Method):
         }
         if cfg.lora_bias:
             slots["B_bias"] = Slot(name="lora_B", part="bias", shape=(site.out,), module=True)
+        for key in start.frozen if start is not None else ():
+            slots[key].trainable = False
         return slots
 
     def scaling(self, site: Site, cfg: LoraConfig) -> float:
@@ -128,7 +140,7 @@ class Lora(Method):
         others = {re.escape(path): r for path, r in ranks.items() if r != most}
         return replace(
             cfg, r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others),
-            use_rslora=False, init_lora_weights=True,
+            use_rslora=False, init_lora_weights=True, **options.unset(cfg),
         )  # fmt: skip
 
     def changes_base(self, cfg: LoraConfig) -> bool:
@@ -140,14 +152,19 @@ class Lora(Method):
         if start is not None:
             start(a, option)
 
+    def factors(self, a: Any) -> tuple[Tensor, Tensor]:
+        """A and B as they act, which a variant may make of other tensors."""
+        return a.A, a.B
+
     def update(self, a: Any) -> Tensor:
         """s B A in the layout of the canonical weight."""
+        down, up = self.factors(a)
         if a.site.kind == "parameter" and a.site.experts > 1:
-            down = a.A.view(a.site.experts, -1, a.site.inp)
-            up = a.B.view(a.site.out, -1, a.site.experts).permute(2, 0, 1)
+            down = down.view(a.site.experts, -1, a.site.inp)
+            up = up.view(a.site.out, -1, a.site.experts).permute(2, 0, 1)
             return a.scale * (up @ down)
-        up = a.B if getattr(a.site, "groups", 1) == 1 else a.site.dense(a.B)
-        return a.scale * (up.flatten(1) @ a.A.flatten(1)).view(*up.shape[:1], *a.A.shape[1:])
+        up = up if getattr(a.site, "groups", 1) == 1 else a.site.dense(up)
+        return a.scale * (up.flatten(1) @ down.flatten(1)).view(*up.shape[:1], *down.shape[1:])
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
         return a.site.add(w, self.update(a))
@@ -158,9 +175,15 @@ class Lora(Method):
         extra = a.scale * a.B_bias
         return extra if b is None else b + extra
 
+    def down(self, x: Tensor, rows: Tensor, a: Any) -> Tensor:
+        """The r features that A, which is `rows`, makes of x."""
+        return a.site.op(x, rows)
+
+    def change(self, x: Tensor, a: Any) -> Tensor:
+        """What is added to the layer's output."""
+        down, up = self.factors(a)
+        change = a.scale * a.site.up(self.down(a.drop(x), down, a), up)
+        return change + a.scale * a.B_bias.view(-1, *(1 for _ in up.shape[2:])) if a.has("B_bias") else change
+
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
-        down = a.site.op(a.drop(x), a.A)
-        update = a.scale * a.site.up(down, a.B)
-        if a.has("B_bias"):
-            update = update + a.scale * a.B_bias.view(-1, *(1 for _ in a.B.shape[2:]))
-        return y + update
+        return y + self.change(x, a)

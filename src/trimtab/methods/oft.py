@@ -6,15 +6,14 @@ is flattened into its inputs; an embedding's vectors are rotated themselves. `co
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ..config import AdapterConfig
-from ..errors import ConfigError, warn
 from ..method import Method, Slot, normal, zeros
 from ..sites import Site
-from .rotation import cayley, drop_blocks, features, neumann, skew, turn
+from .rotation import blocks, cayley, drop_blocks, features, neumann, skew, turn, wrong_blocks
 from .targets import LORA_TARGETS
 
 
@@ -23,10 +22,10 @@ class OFTConfig(AdapterConfig, kind="OFT"):
     """Orthogonal fine-tuning: rotates what a layer reads, block by block."""
 
     r: int = 0  # number of blocks; give it or `oft_block_size`, and 0 for the other
-    oft_block_size: int = 32  # features in a block; where it does not divide them, the nearest size that does
+    oft_block_size: int = 32  # features in a block, a divisor of those that are rotated
     module_dropout: float = 0.0  # probability, in training, that a block does not rotate
     fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
-    bias: str = "none"  # type: ignore[misc]  # which biases of the base are trained and saved: none, all or oft_only
+    bias: Literal["none", "all", "oft_only"] = "none"  # type: ignore[misc]  # which biases of the base are trained too
     init_weights: bool = True  # start at Q = 0, without effect; False: normal
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
@@ -37,16 +36,7 @@ class OFTConfig(AdapterConfig, kind="OFT"):
     num_cayley_neumann_terms: int = 5  # length of that series
 
     def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if (self.r == 0) == (self.oft_block_size == 0):
-            wrong.append(
-                f"`r`={self.r} and `oft_block_size`={self.oft_block_size}: one follows from the other; give one, and 0 "
-                "for the other"
-            )
-        if min(self.r, self.oft_block_size) < 0:
-            wrong.append(f"`r`={self.r} and `oft_block_size`={self.oft_block_size} must not be negative")
-        if self.oft_block_size == 1:
-            wrong.append("`oft_block_size`=1 leaves nothing to rotate; take at least 2")
+        wrong = super().mistakes() + wrong_blocks(r=self.r, oft_block_size=self.oft_block_size)
         if not 0 <= self.module_dropout < 1:
             wrong.append(f"`module_dropout`={self.module_dropout} must be in [0, 1)")
         if self.coft and self.eps <= 0:
@@ -64,11 +54,11 @@ class OFT(Method):
     name, prefix, defaults = "OFT", "oft_", LORA_TARGETS
 
     def slots(self, site: Site, cfg: OFTConfig) -> dict[str, Slot]:
-        n = block_size(site, cfg)
-        blocks = 1 if cfg.block_share else rotated(site) // n
+        number, n = blocks(rotated(site), r=cfg.r, oft_block_size=cfg.oft_block_size)
+        shape = (1 if cfg.block_share else number, n * (n - 1) // 2)
         name = "oft_embedding_R" if site.kind == "embedding" else "oft_R"
         start = zeros if cfg.init_weights else normal(0.1)
-        return {"Q": Slot(name=name, shape=(blocks, n * (n - 1) // 2), init=start, module=True)}
+        return {"Q": Slot(name=name, shape=shape, init=start, module=True)}
 
     def triangles(self, a: Any) -> Tensor:
         """The upper triangles of Q, (b, n (n - 1) / 2), as they act."""
@@ -106,20 +96,3 @@ class OFT(Method):
 def rotated(site: Site) -> int:
     """How many features are rotated, those of all groups of a convolution."""
     return features(site) * site.inp // site.shape[1]
-
-
-def block_size(site: Site, cfg: OFTConfig) -> int:
-    """The size of a block; in files of PEFT, a number that does not divide the features means the nearest that does.
-
-    Raises `ConfigError` where that leaves blocks of one feature.
-    """
-    option, total = "r" if cfg.r else "oft_block_size", rotated(site)
-    asked = taken = cfg.r or cfg.oft_block_size
-    if total % asked:
-        taken = min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - asked))
-    size = total // taken if cfg.r else taken
-    if size == 1:
-        raise ConfigError(f"`{option}`={asked} leaves blocks of 1 of the {total} features, which cannot be rotated")
-    if taken != asked:
-        warn(f"`{option}`={asked} does not divide the {total} features of a layer; {taken} is taken there")
-    return size

@@ -124,8 +124,28 @@ def on_features(w: Tensor, site: Site, rotate: Callable[[Tensor], Tensor]) -> Te
     return rotate(w.reshape(-1, features(site))).view(w.shape)
 
 
+# how they fall into blocks
 def divided(total: int, by: int, option: str) -> int:
     """A number of features divided by what an option says. Raises `ConfigError` where that leaves a rest."""
     if total % by:
         raise ConfigError(f"`{option}`={by} does not divide the {total} features that are rotated here")
     return total // by
+
+
+def wrong_blocks(**given: int) -> list[str]:
+    """What is wrong with the options for the number of blocks and for their size, of which one must be 0."""
+    said = " and ".join(f"`{option}`={by}" for option, by in given.items())
+    wrong = [] if min(given.values()) >= 0 else [f"{said} must not be negative"]
+    if sum(map(bool, given.values())) != 1:
+        wrong.append(f"{said}: one follows from the other; give one, and 0 for the other")
+    return wrong
+
+
+def blocks(total: int, **given: int) -> tuple[int, int]:
+    """Number and size of the blocks of `total` features. Raises `ConfigError` where they cannot be rotated so."""
+    [(option, by)] = [(option, by) for option, by in given.items() if by]
+    other = divided(total, by, option)
+    number, size = (by, other) if option == next(iter(given)) else (other, by)
+    if size == 1:
+        raise ConfigError(f"`{option}`={by} makes blocks of 1 feature, in which there is nothing to rotate")
+    return number, size

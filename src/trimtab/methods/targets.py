@@ -31,6 +31,15 @@ LORA_TARGETS: Targets = {
     "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
 }
 
+_ALL_BART = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+ADALORA_TARGETS: Targets = LORA_TARGETS | {
+    "t5": ["q", "k", "v", "o", "wi", "wo"],
+    "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
+    **dict.fromkeys(("bart", "opt"), _ALL_BART),
+    "roberta": ["query", "key", "value", "dense"],
+    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
+}
+
 VERA_TARGETS: Targets = LORA_TARGETS | {"phi": _QV}
 
 IA3_FEEDFORWARD: Targets = {

@@ -4,6 +4,7 @@ W' = W + diag(b) B diag(d) A, with b (out) and d (r) trained; A (r, in) and B (o
 all layers, each of which reads their top left corner.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,37 +47,42 @@ class Vera(Method):
     """See the head of this file."""
 
     name, prefix, dropout, defaults = "VERA", "vera_", "vera_dropout", VERA_TARGETS
+    halves: ClassVar[int] = 1
+    """How often A has r rows."""
 
-    def slots(self, site: Site, cfg: VeraConfig) -> dict[str, Slot]:
+    def slots(self, site: Site, cfg: Any) -> dict[str, Slot]:
         *experts, out, columns = site.matrix
         b, d = (zeros, constant(cfg.d_initial)) if cfg.init_weights else (ones, normal())
+        rows, file = self.halves * cfg.r, None if cfg.save_projection else ""
         return {
-            "b": Slot(name="vera_lambda_b", shape=(*experts, out), init=b),
-            "d": Slot(name="vera_lambda_d", shape=(*experts, cfg.r), init=d),
-            "A": Slot(name="vera_A", shape=(cfg.r, columns), shared=True, trainable=False),
-            "B": Slot(name="vera_B", shape=(out, cfg.r), shared=True, trainable=False),
+            "b": Slot(name=f"{self.prefix}lambda_b", shape=(*experts, out), init=b),
+            "d": Slot(name=f"{self.prefix}lambda_d", shape=(*experts, rows), init=d),
+            "A": Slot(name=f"{self.prefix}A", shape=(rows, columns), shared=True, trainable=False, file=file),
+            "B": Slot(name=f"{self.prefix}B", shape=(out, cfg.r), shared=True, trainable=False, file=file),
         }
 
-    def shared(self, shapes: dict[str, tuple[int, ...]], cfg: VeraConfig) -> dict[str, Tensor]:
+    def shared(
+        self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
+    ) -> Mapping[str, Tensor]:
         generator = Generator().manual_seed(cfg.projection_prng_key)
         return {
             k: nn.init.kaiming_uniform_(torch.empty(shapes[k], device="cpu"), generator=generator)
-            for k in ("vera_A", "vera_B")
+            for k in (f"{self.prefix}A", f"{self.prefix}B")
         }
 
-    def shared_keys(self, cfg: VeraConfig) -> dict[str, str]:
-        return {"vera_A": "vera_A", "vera_B": "vera_B"} if cfg.save_projection else {}
-
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        update = (a.b.unsqueeze(-1) * a.B) @ (a.d.unsqueeze(-1) * a.A)
-        return a.site.add(w, update.view(a.site.shape))
+        down = (a.d.unsqueeze(-1) * a.A)[..., : a.cfg.r, :]
+        return a.site.add(w, (a.b.unsqueeze(-1) * a.B @ down).view(a.site.shape))
 
-    def direct(self, site: Site, cfg: VeraConfig) -> bool:
+    def direct(self, site: Site, cfg: Any) -> bool:
         return super().direct(site, cfg) and site.shape[1] == site.inp
 
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         kernel = a.site.shape[2:]
         point = tuple(1 for _ in kernel)
-        down = a.site.op(a.drop(x), a.A.reshape(-1, a.site.inp, *kernel))
-        up = a.site.up(a.d.view(-1, *point) * down, a.B.reshape(*a.B.shape, *point))
-        return y + a.b.view(-1, *point) * up
+        h = a.d.view(-1, *point) * a.site.op(a.drop(x), a.A.reshape(-1, a.site.inp, *kernel))
+        return y + a.b.view(-1, *point) * a.site.up(self.latent(h, a), a.B.reshape(*a.B.shape, *point))
+
+    def latent(self, h: Tensor, a: Any) -> Tensor:
+        """What B reads, r features for every position, of what A and d made."""
+        return h

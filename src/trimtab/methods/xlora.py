@@ -88,10 +88,6 @@ class XLora(Method):
                 )
         return slots
 
-    def shared_keys(self, cfg: XLoraConfig) -> dict[str, str]:
-        places = [f"{NETWORK}.layers.{3 * i}.{part}" for i in range(cfg.xlora_depth) for part in ("weight", "bias")]
-        return {place: place for place in places}
-
     def before(self, model: nn.Module, name: str, cfg: XLoraConfig, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The weights of the call's tokens, (batch, tokens, layers or 1, adapters)."""
         cache = kwargs.get("past_key_values")
