@@ -24,7 +24,7 @@ CONFIGURATIONS = [
     (LoraConfig, {"r": 0}, "LoraConfig: `r`=0 must be at least 1"),
     (LoraConfig, {"lora_dropout": 1.0}, r"`lora_dropout`=1.0 must be in \[0, 1\)"),
     (LoraConfig, {"r": -1, "lora_dropout": 2}, "`r`=-1 must be at least 1; `lora_dropout`=2 must"),
-    (LoraConfig, {"init_lora_weights": "pisa"}, "'pisa' is unknown; choose True, False or 'gaussian', .*'pissa'"),
+    (LoraConfig, {"init_lora_weights": "pisa"}, "'pisa' is unknown; choose True, False or 'gaussian', 'corda', 'eva'"),
     (LoraConfig, {"lora_bias": True, "use_dora": True}, "`lora_bias` cannot be combined with `use_dora`"),
     (LoraConfig, {"bias": "some"}, "`bias`='some' is unknown; choose one of 'none', 'all', 'lora_only'"),
     (LoraConfig, {"task_type": "CHAT"}, "`task_type`='CHAT' is unknown; choose one of 'SEQ_CLS', .*'CAUSAL_LM'"),
