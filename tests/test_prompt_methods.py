@@ -83,6 +83,7 @@ METHODS = {
     "prompt": ("PromptTuningConfig", {}),
     "prefix": ("PrefixTuningConfig", {}),
     "prefix-projected": ("PrefixTuningConfig", {"prefix_projection": True, "encoder_hidden_size": 24}),
+    "cartridge": ("CartridgeConfig", {"num_frozen_tokens": 2}),
     "p-mlp": ("PromptEncoderConfig", {"encoder_hidden_size": 24}),
     "p-lstm": ("PromptEncoderConfig", {"encoder_hidden_size": 8, "encoder_reparameterization_type": "LSTM"}),
 }
@@ -447,7 +448,7 @@ def test_the_start_depends_on_the_seed_alone_and_leaves_it(method):
     second = trimtab.get_peft_model(model, config_of(trimtab, method, "CAUSAL_LM"))
     assert torch.equal(torch.get_rng_state(), state)
     ones, twos, others = (
-        m.prompt_encoder["default"].embedding.weight
+        next(m.prompt_encoder["default"].parameters())
         for m in (first, second, adapted("llama", "CAUSAL_LM", method, seed=4))
     )
     assert torch.equal(ones, twos)

@@ -31,6 +31,9 @@ from .auto import (
     AutoPeftModelForTokenClassification,
 )
 from .base_state import get_base_model_state_dict, set_base_model_state_dict
+from .codecs import FP8, NF4, Int8, quantize_
+from .compat.faces import tuner_faces
+from .compat.utilities import cast_mixed_precision_params, shift_tokens_right
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
 from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
@@ -45,22 +48,67 @@ from .errors import (
     TrimtabError,
     TrimtabWarning,
 )
+from .folders import TASKS
+from .inits.corda import CordaConfig, preprocess_corda
+from .inits.eva import EvaConfig, get_eva_state_dict, initialize_lora_eva_weights
+from .inits.loftq import LoftQConfig, replace_lora_weights_loftq
+from .inits.lora_ga import LoraGAConfig, preprocess_loraga
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
+from .methods.adalora import AdaLoraConfig
+from .methods.adamss import AdamssConfig
+from .methods.adaption_prompt import AdaptionPromptConfig
 from .methods.arrow import ArrowConfig, create_arrow_model
+from .methods.bdlora import BdLoraConfig
+from .methods.beft import BeftConfig
+from .methods.bitfit import BitFitConfig
+from .methods.boft import BOFTConfig
+from .methods.bottleneck import BottleneckConfig
 from .methods.c3a import C3AConfig
+from .methods.cartridge import (
+    CartridgeConfig,
+    CartridgeEncoder,
+    compose_cartridge_adapters,
+    initialize_kv_prefix_from_past_key_values,
+    initialize_kv_prefix_from_text,
+    prompt_embeddings_from_past_key_values,
+)
+from .methods.deft import DeftConfig
+from .methods.delora import DeloraConfig
 from .methods.fourierft import FourierFTConfig
+from .methods.frod import FrodConfig
+from .methods.glora import GloraConfig
+from .methods.gralora import GraloraConfig
+from .methods.hira import HiraConfig
+from .methods.hra import HRAConfig
 from .methods.ia3 import IA3Config
+from .methods.kasa import KasaConfig
+from .methods.lily import LilyConfig
+from .methods.ln_tuning import LNTuningConfig
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
 from .methods.miss import MissConfig
+from .methods.monteclora import MontecloraConfig
+from .methods.oft import OFTConfig
+from .methods.osf import OSFConfig
 from .methods.p_tuning import PromptEncoder, PromptEncoderConfig, PromptEncoderReparameterizationType
+from .methods.peanut import PeanutConfig
 from .methods.poly import PolyConfig
 from .methods.prefix_tuning import PrefixEncoder, PrefixTuningConfig
 from .methods.prompt_tuning import PromptEmbedding, PromptTuningConfig, PromptTuningInit
+from .methods.psoft import PsoftConfig
+from .methods.pvera import PveraConfig
+from .methods.randlora import RandLoraConfig
+from .methods.reft import ReftConfig
+from .methods.road import RoadConfig
 from .methods.shira import ShiraConfig
 from .methods.supertuning import SupertuningConfig
+from .methods.tinylora import TinyLoraConfig
+from .methods.trainable_tokens import TrainableTokensConfig
+from .methods.unilora import UniLoraConfig
+from .methods.vblora import VBLoRAConfig
+from .methods.velora import VeloraConfig
 from .methods.vera import VeraConfig
 from .methods.waveft import WaveFTConfig
 from .methods.xlora import XLoraConfig
@@ -84,15 +132,28 @@ from .tuner import MergeReport
 PeftError = TrimtabError
 PeftWarning = TrimtabWarning
 PEFT_TYPE_TO_CONFIG_MAPPING = CONFIGS
+MODEL_TYPE_TO_PEFT_MODEL_MAPPING = TASKS
+_FACES = tuner_faces()  # LoraModel and its like, made from the registry
+PEFT_TYPE_TO_TUNER_MAPPING = {face.kind: face for face in _FACES.values()}
+PEFT_TYPE_TO_MIXED_MODEL_MAPPING = PEFT_TYPE_TO_TUNER_MAPPING
+globals().update(_FACES)
 
 __all__ = [
     "CONFIGS",
+    "FP8",
     "METHODS",
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
+    "NF4",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
+    "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AdaLoraConfig",
+    "AdamssConfig",
     "AdapterConfig",
     "AdapterError",
     "AdapterFileError",
     "AdapterLayer",
+    "AdaptionPromptConfig",
     "ArrowConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
@@ -101,22 +162,48 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BOFTConfig",
     "BaseStateError",
+    "BdLoraConfig",
+    "BeftConfig",
+    "BitFitConfig",
+    "BottleneckConfig",
     "C3AConfig",
+    "CartridgeConfig",
+    "CartridgeEncoder",
     "ConfigError",
     "Conversion",
     "ConversionError",
+    "CordaConfig",
+    "DeftConfig",
+    "DeloraConfig",
+    "EvaConfig",
     "FourierFTConfig",
+    "FrodConfig",
+    "GloraConfig",
+    "GraloraConfig",
+    "HRAConfig",
+    "HiraConfig",
     "IA3Config",
+    "Int8",
+    "KasaConfig",
+    "LNTuningConfig",
+    "LilyConfig",
     "LoHaConfig",
     "LoKrConfig",
+    "LoftQConfig",
     "LoraConfig",
+    "LoraGAConfig",
     "LoraRuntimeConfig",
     "MergeError",
     "MergeReport",
     "Method",
     "MissConfig",
+    "MontecloraConfig",
     "NoMatchingPeftModuleError",
+    "OFTConfig",
+    "OSFConfig",
+    "PeanutConfig",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -139,32 +226,55 @@ __all__ = [
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "PsoftConfig",
+    "PveraConfig",
+    "RandLoraConfig",
+    "ReftConfig",
+    "RoadConfig",
     "ShiraConfig",
     "Site",
     "Slot",
     "SupertuningConfig",
     "TargetError",
     "TaskType",
+    "TinyLoraConfig",
+    "TrainableTokensConfig",
     "TrimtabError",
     "TrimtabWarning",
+    "UniLoraConfig",
+    "VBLoRAConfig",
+    "VeloraConfig",
     "VeraConfig",
     "WaveFTConfig",
     "XLoraConfig",
     "__version__",
+    "cast_mixed_precision_params",
+    "compose_cartridge_adapters",
     "convert_to_lora",
     "create_arrow_model",
     "explain",
     "fast_mode",
     "get_base_model_state_dict",
+    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "initialize_kv_prefix_from_past_key_values",
+    "initialize_kv_prefix_from_text",
+    "initialize_lora_eva_weights",
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "preprocess_corda",
+    "preprocess_loraga",
+    "prompt_embeddings_from_past_key_values",
+    "quantize_",
+    "replace_lora_weights_loftq",
     "save_as_lora",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
+    "shift_tokens_right",
 ]
+__all__ += list(_FACES)

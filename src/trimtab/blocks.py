@@ -4,7 +4,7 @@ Such a module has no one weight: an adapter sees what goes in and what comes out
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .errors import TargetError
 from .match import bare, modules, walk
 from .sites import Site, Snapshot, site_of, site_type
+
+After = Callable[[Tensor, Tensor], Tensor]
 
 
 class BlockSite(Site):
@@ -45,6 +47,11 @@ class BlockSite(Site):
 
     def owned(self) -> Snapshot:
         return {}
+
+    def around(self, after: After, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns for `x`, with `after(x, y)` in place of the hidden states y."""
+        y = layer(x, *args, **kwargs)
+        return (after(x, y[0]), *y[1:]) if isinstance(y, tuple) else after(x, y)
 
 
 def widths(layer: nn.Module, width: int | None) -> tuple[int, int]:

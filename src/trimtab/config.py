@@ -213,6 +213,7 @@ class AdapterConfig(PeftConfig):
     target_parameters: ClassVar[Any] = None
     trainable_token_indices: ClassVar[Any] = None
     layer_replication: ClassVar[Any] = None
+    topmost: ClassVar[Any] = None  # of the targets, only so many, from the model's end
     ensure_weight_tying: ClassVar[bool] = False
     bias: ClassVar[str] = "none"
     rank_field: ClassVar[str] = "r"

@@ -145,7 +145,7 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
             same.aliases.append(place)
             continue
         with noting(wrong, place.name):
-            site = block_at(place, width) if method.on_blocks else site_at(place, parameter)
+            site = block_at(place, width, method) if method.on_blocks else site_at(place, parameter)
             mount = first[id(place.module), parameter] = Mount(place, site, cfg, {}, parameter)
             mounts.append(mount)
     if followers:
@@ -203,14 +203,16 @@ def site_at(place: Place, parameter: str) -> Site:
     return module.site if isinstance(module, AdapterLayer) else site_of(module)
 
 
-def block_at(place: Place, width: int | None) -> Site:
-    """The site of a layer that computes row by row, or else of a module as a whole."""
-    module, kind = place.module, site_type(match.bare(place.module))
+def block_at(place: Place, width: int | None, method: Method) -> Site:
+    """The site of a layer that computes row by row, or else of a module as a whole, as the method sees it."""
+    module, kind, block = place.module, site_type(match.bare(place.module)), method.block or BlockSite
     if isinstance(module, AdapterLayer) and module.site.whole:
+        if type(module.site) is not block:
+            raise TargetError("has an adapter already that acts elsewhere in the module as a whole")
         return module.site
-    if isinstance(module, Wrapper) or (kind is not None and kind.pointwise):
+    if isinstance(module, Wrapper) or (kind is not None and kind.pointwise and not method.block):
         return site_at(place, "")
-    return BlockSite(match.bare(module), width)
+    return block(match.bare(module), width)
 
 
 def _nest(module: nn.Module) -> Iterator[AdapterLayer]:

@@ -9,7 +9,8 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +22,9 @@ from .method import Adapter, Method, Slot
 from .route import FAST, FastMode, Plan, Router
 from .rows import by_rows
 from .sites import Site, Snapshot, site_of
+
+if TYPE_CHECKING:
+    from .blocks import BlockSite
 
 log = logging.getLogger("trimtab")
 
@@ -236,8 +240,8 @@ class AdapterLayer(LayerFace, nn.Module):
         if not plan.adapters:
             return self.base_layer(x, *args, **kwargs)
         if self.site.whole:
-            y = self.base_layer(x, *args, **kwargs)
-            return (self.after(plan, x, y[0]), *y[1:]) if isinstance(y, tuple) else self.after(plan, x, y)
+            block = cast("BlockSite", self.site)
+            return block.around(partial(self.after, plan), self.base_layer, x, *args, **kwargs)
         if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
             return y
         if not plan.direct:

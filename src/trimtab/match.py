@@ -178,7 +178,7 @@ def targets(model: nn.Module, cfg: AdapterConfig) -> list[Place]:
         missing = [] if isinstance(wanted, str) else [w for w in wanted if not any(hits(p.name, [w]) for p in named)]
         if missing:
             warn(f"`target_modules`: nothing is called {listing(missing)}. {suggest(missing, places)}")
-        return found
+        return found[-cfg.topmost :] if cfg.topmost else found
     if named:
         raise NoMatchingPeftModuleError(
             f"`target_modules`={wanted!r} means {listing(p.name for p in named)}, but `exclude_modules`="

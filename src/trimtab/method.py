@@ -252,6 +252,8 @@ class Method:
     `weight`, and nothing can be merged. "" for the usual case."""
     on_blocks: ClassVar[bool] = False
     """Whether it can stand on a module as a whole, by `output` alone: see `BlockSite`."""
+    block: ClassVar[Any] = None
+    """Of one that stands on such modules only: their site, where its adapters act elsewhere than on what comes out."""
     tied: ClassVar[bool] = False
     """Whether an adapter of the input embedding acts, as one, on the layers tied to it too."""
     vectors: ClassVar[bool] = False

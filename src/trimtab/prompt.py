@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .config import TaskType
 from .errors import AdapterError, AdapterFileError, ConfigError, listing
 from .layer import seeded
-from .prompt_method import PROMPTS, PromptMethod
+from .prompt_method import PROMPTS, PromptMethod, into_rows
 from .prompt_method import PromptLearningConfig as PromptLearningConfig
 from .state import Entry, LoadResult, _copy_into, fit
 from .wrappers import ModulesToSaveWrapper
@@ -358,8 +358,8 @@ def _entries(model: "PeftModel", name: str) -> tuple[dict[str, Entry], dict[str,
             for key, t in module.modules_to_save[name].state_dict(keep_vars=True).items():
                 held = f"base_model.{path}.modules_to_save.{name}.{key}"
                 saved[f"base_model.{path}.{key}"] = Entry(held, t, _copy_into(t))
-    if len(own) == 1:
-        own = {PROMPT_KEY: next(iter(own.values()))}
+    if rows := encoder.table():
+        own = {PROMPT_KEY: Entry(PROMPT_KEY, torch.cat(rows) if len(rows) > 1 else rows[0], into_rows(rows))}
     return own, saved
 
 

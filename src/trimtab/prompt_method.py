@@ -4,9 +4,11 @@ A method computes the prompt, as embeddings (`kind = "embeds"`: rows before the 
 (`kind = "kv"`: a cache that attention finds filled). All else is done once for all methods, in `prompt`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
@@ -47,6 +49,10 @@ class VirtualTokens(nn.Module):
         """The prompt, (..., rows, D), from the vectors of the table, (..., rows, dim)."""
         return x
 
+    def table(self) -> list[Tensor]:
+        """The tensors whose rows, one after the other, are the prompt itself; none where a network makes it."""
+        return [self.embedding.weight] if len(list(self.parameters())) == 1 else []
+
     def forward(self, indices: Tensor | None = None) -> Tensor:
         """The whole prompt, (rows, D), or the one of these rows of the table."""
         return self.network(self.embedding.weight if indices is None else self.embedding(indices))
@@ -71,3 +77,14 @@ class PromptMethod:
         With `cfg.inference_mode` it is a table of the finished prompt.
         """
         raise NotImplementedError
+
+
+def into_rows(rows: list[Tensor]) -> Callable[[Tensor], None]:
+    """What puts a finished prompt into the tensors that hold its rows, one after the other."""
+
+    def put(value: Tensor) -> None:
+        with torch.no_grad():
+            for held, part in zip(rows, value.split([len(t) for t in rows]), strict=True):
+                held.copy_(part)
+
+    return put

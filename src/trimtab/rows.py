@@ -1,6 +1,8 @@
 """Rows of a batch, each through its own adapter: grouped by adapter, computed, and put back in order."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from .errors import AdapterError
 
 if TYPE_CHECKING:
+    from .blocks import BlockSite
     from .layer import AdapterLayer
 
 
@@ -26,14 +29,18 @@ def by_rows(layer: "AdapterLayer", rows: tuple[str, ...], x: Tensor, *args: Any,
         return layer.run(layer.plan(next(iter(groups))), x, *args, **kwargs)
     order = torch.tensor([i for g in groups.values() for i in g], device=x.device)
     sizes = [len(g) for g in groups.values()]
-    y = layer.base_layer(x, *args, **kwargs) if layer.site.whole else None  # its other arguments cannot be split
-    first = y[0] if isinstance(y, tuple) else y
-    returned = [None] * len(sizes) if first is None else first.index_select(0, order).split(sizes)
-    done = []
-    for (names, group), part, out in zip(groups.items(), x.index_select(0, order).split(sizes), returned, strict=True):
-        layer.router.index = torch.tensor(group[::repeat]) // repeat
-        plan = layer.plan(names)
-        done.append(layer.run(plan, part, *args, **kwargs) if out is None else layer.after(plan, part, out))
-    layer.router.index = None
-    result = torch.cat(done).index_select(0, order.argsort())
-    return (result, *y[1:]) if isinstance(y, tuple) else result
+
+    def apart(run: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """What `run(plan, ...)` makes of each group's rows of some tensors, put back in order."""
+        done = []
+        parts = zip(*(t.index_select(0, order).split(sizes) for t in tensors), strict=True)
+        for (names, group), held in zip(groups.items(), parts, strict=True):
+            layer.router.index = torch.tensor(group[::repeat]) // repeat
+            done.append(run(layer.plan(names), *held))
+        layer.router.index = None
+        return torch.cat(done).index_select(0, order.argsort())
+
+    if layer.site.whole:  # called once for all rows: its other arguments cannot be split
+        block = cast("BlockSite", layer.site)
+        return block.around(partial(apart, layer.after), layer.base_layer, x, *args, **kwargs)
+    return apart(lambda plan, part: layer.run(plan, part, *args, **kwargs), x)

@@ -26,7 +26,7 @@ def test_default_places_are_those_of_the_papers(name, placement):
     assert [path.split(".0.")[1] for path in found] == PATHS[name, placement]
 
 
-@pytest.mark.parametrize("name", WHERE.keys() & models.ARCHITECTURES.keys())
+@pytest.mark.parametrize("name", sorted(WHERE.keys() & models.ARCHITECTURES.keys()))
 @pytest.mark.parametrize("placement", [0, 1, 2])
 def test_default_places_exist(name, placement):
     if WHERE[name][placement]:

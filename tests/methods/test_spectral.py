@@ -1,5 +1,6 @@
 """FourierFT, WaveFT, C3A, SHiRA, Super-tuning and MiSS: what the table cannot see."""
 
+import copy
 import math
 import sys
 
@@ -63,11 +64,24 @@ def test_each_coefficient_has_a_place_of_its_own(config):
     assert sorted(held.where.tolist()) == list(range(48))
 
 
-def test_coefficients_in_proportion_to_the_layers():
-    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 20))
-    config = WaveFTConfig(n_frequency=10, proportional_parameters=True, target_modules=["0", "1"])
-    model = trimtab.get_peft_model(model, config)
-    assert [len(p) for p in model.parameters() if p.requires_grad] == [5, 15]
+@pytest.mark.parametrize(
+    ("n", "shapes"),
+    [(10, [(6, 8), (8, 20)]), (7, [(3, 5), (7, 5), (11, 2)]), (4, [(3, 5), (7, 5), (11, 2)]), (1, [(1, 1), (20, 20)])],
+)
+def test_coefficients_in_proportion_to_the_layers_as_peft_rounds_them(n, shapes):
+    targets = [str(i) for i in range(len(shapes))]
+    options = {"n_frequency": n, "proportional_parameters": True, "target_modules": targets}
+    ours, theirs = (
+        [
+            p.shape
+            for p in lib.get_peft_model(
+                nn.Sequential(*(nn.Linear(*s) for s in shapes)), lib.WaveFTConfig(**options)
+            ).parameters()
+            if p.requires_grad
+        ]
+        for lib in (trimtab, peft)
+    )
+    assert ours == theirs
 
 
 def test_a_circulant_block_shifts_its_kernel():
@@ -88,10 +102,33 @@ def test_super_trains_the_largest_entries_and_finds_them_again(tmp_path):
 def test_shira_where_a_function_says():
     config = ShiraConfig(r=1, **TARGET)
     config.mask_fn = lambda base, r, random_seed: torch.ones_like(base.weight).tril(-5).add(torch.eye(8, 6)) != 0
-    with pytest.raises(trimtab.ConfigError, match=r"`mask_fn` gave \(8, 6\) with 12 entries at '0'; it must have 14"):
-        layer(config)
-    config.mask_fn = lambda base, r, random_seed: torch.arange(48).view(8, 6) < 14
-    assert torch.equal(layer(config).get_delta_weight("default") != 0, torch.arange(48).view(8, 6) < 14)
+    model = nn.Sequential(nn.Linear(6, 8))
+    with pytest.raises(trimtab.ConfigError, match=r"0: `mask_fn` gave \(8, 6\) with 12 entries; it must have 14"):
+        trimtab.get_peft_model(model, config)
+    assert type(model[0]) is nn.Linear
+    first = torch.arange(48).view(8, 6) < 14
+    config.mask_fn = lambda base, r, random_seed: first
+    assert torch.equal(layer(config).get_delta_weight("default") != 0, first)
+    config.mask_type, config.mask_fn = "mine", lambda base, r: first
+    assert torch.equal(layer(config).get_delta_weight("default") != 0, first)
+
+
+def test_shira_reads_files_of_a_function_that_is_not_there(tmp_path):
+    config = peft.ShiraConfig(r=1, mask_type="mine", **TARGET)
+    config.mask_fn = lambda base, r: torch.arange(48).view(8, 6) < 14
+    base, x = nn.Sequential(nn.Linear(6, 8)), torch.randn(3, 6)
+    theirs = models.shake(peft.get_peft_model(copy.deepcopy(base), config))
+    theirs.save_pretrained(tmp_path)
+    ours = trimtab.PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(ours(x), theirs(x))
+    with pytest.warns(trimtab.TrimtabWarning, match="`mask_type`='mine' without `config.mask_fn`"):
+        layer(ShiraConfig(r=1, mask_type="mine", **TARGET))
+
+
+def test_miss_begins_at_random_when_asked():
+    model = trimtab.get_peft_model(nn.Sequential(nn.Linear(64, 256)), MissConfig(r=32, init_weights=False, **TARGET))
+    k = model.base_model.model[0].miss_block["default"]
+    assert k.detach().abs().max() == pytest.approx(1 / 16, rel=0.01)
 
 
 def test_miss_gives_a_pad_to_inputs_that_do_not_divide():
@@ -102,6 +139,7 @@ def test_miss_gives_a_pad_to_inputs_that_do_not_divide():
 
 WRONG = {
     r"`n_frequency`=0 must be at least 1": lambda: FourierFTConfig(n_frequency=0),
+    r"`random_loc_seed`=None: .*; give a number": lambda: WaveFTConfig(random_loc_seed=None),
     r"`n_frequency`=49 is more than the 48 entries": lambda: layer(FourierFTConfig(n_frequency=49, **TARGET)),
     r"`block_size`=0 .*; `init_weights`='x' is unknown": lambda: C3AConfig(block_size=0, init_weights="x"),
     r"`block_size`=3 must divide both sides of a weight, and .* 8 by 6": lambda: layer(
@@ -111,6 +149,7 @@ WRONG = {
     r"`sparsity`=1 .*; `r`=0 .*; `lora_dropout`=1 ": lambda: SupertuningConfig(sparsity=1, r=0, lora_dropout=1),
     r"`sparsity`=0.999 leaves none of the 48": lambda: layer(SupertuningConfig(sparsity=0.999, **TARGET)),
     r"`r`=4 must divide both sides of a weight for 'bat'": lambda: layer(MissConfig(r=4, init_weights="bat", **TARGET)),
+    r"`r`=7 is more than the 6 inputs": lambda: layer(MissConfig(r=7, **TARGET)),
     r"`mini_r`=3 must divide the 8 outputs": lambda: layer(MissConfig(r=2, mini_r=3, init_weights="mini", **TARGET)),
     r"`r`=0 .*; `miss_dropout`=2 .*; `init_weights`='x'": lambda: MissConfig(r=0, miss_dropout=2, init_weights="x"),
 }

@@ -18,12 +18,13 @@ from ..method import Adapter, Slot, kaiming, zeros
 from ..model import PeftModel
 from ..sites import Site
 from .lora import Lora, LoraConfig
+from .options import Options
 
 ROUTER = "arrow_router"
 
 
 @dataclass(kw_only=True)
-class ArrowConfig:
+class ArrowConfig(Options, field="arrow_config"):
     """Which adapters are mixed, and how sharply."""
 
     top_k: int = 3  # how many adapters a token takes
@@ -33,21 +34,15 @@ class ArrowConfig:
     gks_adapter_names: list[str] | None = None  # the general ones; likewise
     rng_seed: int | None = None  # kept for the file format; prototypes are exact here, and not drawn
 
-    def mistakes(self) -> Iterator[str]:
-        """What contradicts itself."""
-        names = self.task_adapter_names or []
+    def mistakes(self) -> list[str]:
+        wrong, names = super().mistakes(), self.task_adapter_names or []
         if not 1 <= self.top_k <= max(len(names), 1):
-            yield f"`top_k`={self.top_k} must be between 1 and the number of adapters, {len(names)}"
+            wrong.append(f"`top_k`={self.top_k} must be between 1 and the number of adapters, {len(names)}")
         if self.router_temperature <= 0:
-            yield f"`router_temperature`={self.router_temperature} must be above 0"
+            wrong.append(f"`router_temperature`={self.router_temperature} must be above 0")
         if self.use_gks and not self.gks_adapter_names:
-            yield "`use_gks` needs general adapters"
-
-
-def options(cfg: LoraConfig) -> ArrowConfig:
-    """The options, which a file holds as an object."""
-    held = cfg.arrow_config
-    return held if isinstance(held, ArrowConfig) else ArrowConfig(**held)
+            wrong.append("`use_gks` needs general adapters")
+        return wrong
 
 
 class Arrow(Lora):
@@ -66,12 +61,12 @@ class Arrow(Lora):
             k: Slot(name=name, shape=shape, init=init, module=True, trainable=False)
             for k, (name, shape, init) in own.items()
         }
-        experts = len(options(cfg).task_adapter_names or ())
+        experts = len(cfg.arrow_config.task_adapter_names or ())
         return slots | {"prototypes": Slot(name="lora_arrow", shape=(experts, site.inp), kept=False)}
 
     def experts(self, a: Adapter) -> list[tuple[Adapter | None, Tensor | None, Tensor | None]]:
         """Each adapter that is mixed, with its A and B, what general adapters know subtracted; None where it is not."""
-        held, arrow = a.layer.adapters, options(a.cfg)
+        held, arrow = a.layer.adapters, a.cfg.arrow_config
         general = [held[n] for n in arrow.gks_adapter_names or [] if arrow.use_gks and n in held]
         found: list[Any] = []
         for name in arrow.task_adapter_names or ():
@@ -93,7 +88,7 @@ class Arrow(Lora):
 
     def shares(self, x: Tensor, a: Any) -> Tensor:
         """The weight of each adapter, (..., experts), for features (..., in)."""
-        arrow = options(a.cfg)
+        arrow = a.cfg.arrow_config
         scores = (x @ a.prototypes.to(x.dtype).T).abs() / arrow.router_temperature
         best = scores.topk(arrow.top_k, dim=-1)
         return torch.full_like(scores, float("-inf")).scatter(-1, best.indices, best.values).softmax(dim=-1)

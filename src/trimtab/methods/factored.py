@@ -1,5 +1,7 @@
-"""What methods have in common whose update is a product of two matrices, each made of the tensors in its own way."""
+"""What methods have in common whose update is a product of matrices, each made of the tensors in its own way."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,21 +12,23 @@ from ..sites import Site
 
 
 class Factored(Method):
-    """W' = W + s up down. The kernel of a convolution is flattened into the columns of `down`."""
+    """W' = W + s up .. down. The kernel of a convolution is flattened into the columns of `down`."""
 
-    def factors(self, a: Any) -> tuple[Tensor, Tensor]:
-        """`down` (rank, columns) and `up` (out, rank)."""
+    def factors(self, a: Any) -> Sequence[Tensor]:
+        """`down` (rank, columns), perhaps others, and `up` (out, rank), in the order in which they act on an input."""
         raise NotImplementedError
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        down, up = self.factors(a)
-        return a.site.add(w, a.scale * (up @ down).view(a.site.shape))
+        update = reduce(lambda done, factor: factor @ done, self.factors(a))
+        return a.site.add(w, a.scale * update.view(a.site.shape))
 
     def direct(self, site: Site, cfg: Any) -> bool:
         return site.pointwise and site.shape[1] == site.inp
 
     def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         kernel = a.site.shape[2:]
-        down, up = self.factors(a)
+        down, *others = self.factors(a)
         h = a.site.op(a.drop(x), down.reshape(-1, a.site.inp, *kernel))
-        return torch.add(y, a.site.up(h, up.reshape(*up.shape, *(1 for _ in kernel))), alpha=a.scale)
+        for factor in others:
+            h = a.site.up(h, factor.reshape(*factor.shape, *(1 for _ in kernel)))
+        return torch.add(y, h, alpha=a.scale)

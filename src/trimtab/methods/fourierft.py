@@ -41,6 +41,8 @@ class SpectralConfig(AdapterConfig):
         wrong = super().mistakes()
         if self.n_frequency < 1:
             wrong.append(f"`n_frequency`={self.n_frequency} must be at least 1")
+        if self.random_loc_seed is None:
+            wrong.append("`random_loc_seed`=None: nothing could find the coefficients of a file again; give a number")
         return wrong
 
 

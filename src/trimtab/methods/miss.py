@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from ..errors import ConfigError
-from ..method import Method, Slot, zeros
+from ..method import Method, Slot, kaiming, zeros
 from ..sites import Site
 from .targets import LORA_TARGETS
 
@@ -26,9 +26,9 @@ class MissConfig(AdapterConfig, kind="MISS"):
     own_bias: ClassVar[str] = "MiSS_only"
 
     r: int = 64  # rows of K; how many inputs apart share one
-    miss_dropout: float = 0.0  # dropout on the adapter's input
+    miss_dropout: float = 0.0  # dropout on the adapter's input; "bat", which changes W itself, has none
     mini_r: int = 1  # with "mini", how many outputs apart share a column of K
-    init_weights: bool | Literal["bat", "mini"] = True  # which of the three forms; all start without effect
+    init_weights: bool | Literal["bat", "mini"] = True  # which of the three forms; False: the first, begun at random
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     bias: str = "none"  # type: ignore[misc]  # which biases of the base are trained and saved: none, all or MiSS_only
@@ -50,6 +50,8 @@ class Miss(Method):
 
     def slots(self, site: Site, cfg: MissConfig) -> dict[str, Slot]:
         (out, columns), r, m = site.matrix, cfg.r, cfg.mini_r
+        if r > columns:
+            raise ConfigError(f"`r`={r} is more than the {columns} inputs of this weight; give a smaller one")
         shape: tuple[int, ...] = (r, out)
         if cfg.init_weights == "bat":
             if out % r or columns % r:
@@ -59,7 +61,8 @@ class Miss(Method):
             if out % m:
                 raise ConfigError(f"`mini_r`={m} must divide the {out} outputs of a weight")
             shape = (r, m)
-        return {"K": Slot(name="miss_block", shape=shape, init=zeros)}
+        start = kaiming if cfg.init_weights is False else zeros
+        return {"K": Slot(name="miss_block", shape=shape, init=start)}
 
     def shards(self, a: Any) -> Tensor:
         """K with a column for each output, (r, out)."""

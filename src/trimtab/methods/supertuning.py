@@ -23,7 +23,6 @@ class SupertuningConfig(AdapterConfig, kind="SUPERTUNING"):
     """Training the entries of a weight that are largest, alone or beside a LoRA."""
 
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
-    rank_pattern: ClassVar[Any] = None
 
     sparsity: float = 0.99  # share of the entries that stay as they are
     select_top: bool = True  # train the largest entries; False: the smallest

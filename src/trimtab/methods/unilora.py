@@ -106,6 +106,6 @@ def picks(seed: int, d: int, total: int) -> tuple[Tensor, Tensor]:
         raise ConfigError("Uni-LoRA draws its projection with NumPy: pip install numpy") from error
     rng = default_rng(seed)
     rest = torch.from_numpy(rng.choice(d, total % d, replace=False))
-    index = torch.cat([torch.arange(d).repeat_interleave(total // d), rest])
+    index = torch.cat([torch.arange(d, device="cpu").repeat_interleave(total // d), rest])
     rng.shuffle(index.numpy())
     return index, index.bincount(minlength=d).clamp(min=1).rsqrt()

@@ -7,9 +7,9 @@ evenly to the size whose transform covers W, and the transform cut back evenly. 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +42,9 @@ class WaveFTConfig(SpectralConfig, kind="WAVEFT"):
             wrong.append(str(error))
         return wrong
 
-    def at(self, path: str) -> Self:
-        here = super().at(path)
+    def changes(self, path: str) -> dict[str, Any]:
         share = vars(self).get("shares", {}).get(path)
-        return here if share is None else replace(here, n_frequency=share)
+        return super().changes(path) | ({} if share is None else {"n_frequency": share})
 
 
 @cache
@@ -72,13 +71,12 @@ class WaveFT(Spectral):
     name, prefix, defaults = "WAVEFT", "waveft_", FOURIER_TARGETS
 
     def prepare(self, cfg: WaveFTConfig, sites: Mapping[str, Site]) -> None:
-        """Share the coefficients of all layers out by size, the last layer taking the rest."""
+        """Share the coefficients of all layers out by size, rounded; patterns have no say then."""
         if not cfg.proportional_parameters or not sites:
             return
         sizes = {path: math.prod(site.matrix) for path, site in sites.items()}
         per = cfg.n_frequency * len(sizes) / sum(sizes.values())
-        shares = {path: round(per * size) for path, size in sizes.items()}
-        vars(cfg)["shares"] = shares
+        vars(cfg)["shares"] = {path: max(1, round(per * size)) for path, size in sizes.items()}
 
     def spectrum(self, n: int, cfg: SpectralConfig) -> Slot:
         return Slot(name=f"{self.prefix}spectrum", shape=(n,), init=zeros if cfg.init_weights else normal(0.01))
