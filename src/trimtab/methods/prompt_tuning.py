@@ -50,7 +50,7 @@ class PromptEmbedding(VirtualTokens):
     def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module) -> None:
         rows = config.num_virtual_tokens * config.num_transformer_submodules  # type: ignore[operator]
         super().__init__(rows, config.token_dim)  # type: ignore[arg-type]
-        if config.inference_mode or config.prompt_tuning_init == PromptTuningInit.RANDOM:
+        if config.inference_mode or config.from_file or config.prompt_tuning_init == PromptTuningInit.RANDOM:
             return
         words: Any = word_embeddings
         if config.prompt_tuning_init == PromptTuningInit.TEXT:
