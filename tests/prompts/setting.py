@@ -88,6 +88,10 @@ class Row:
     peft: tuple[str, ...] = tuple(AUTO)  # the tasks that it does in PEFT
 
 
+# PEFT hands `task_ids` on for these only, and gives a decoder a prompt too, but not when it generates.
+SHARED = ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS")
+EXAMPLES = {"cpt_token_ids": [5, 9, 7, 8], "cpt_mask": [1] * N, "cpt_tokens_type_mask": [1, 2, 3, 4]}
+TASKS = {"num_tasks": 3, "num_ranks": 2}
 METHODS = {
     "prompt": Row("PromptTuningConfig"),
     "prefix": Row("PrefixTuningConfig"),
@@ -95,8 +99,9 @@ METHODS = {
     "cartridge": Row("CartridgeConfig", {"num_frozen_tokens": 2}),
     "p-mlp": Row("PromptEncoderConfig", {"encoder_hidden_size": 24}),
     "p-lstm": Row("PromptEncoderConfig", {"encoder_hidden_size": 8, "encoder_reparameterization_type": "LSTM"}),
+    "multitask": Row("MultitaskPromptTuningConfig", TASKS, {"task_ids": torch.tensor([2, 0])}, peft=SHARED),
 }
-EMBEDS = ["prompt", "p-mlp", "p-lstm"]
+EMBEDS = ["prompt", "p-mlp", "p-lstm", "multitask"]
 
 
 def able(task, among=METHODS):
