@@ -100,8 +100,9 @@ METHODS = {
     "p-mlp": Row("PromptEncoderConfig", {"encoder_hidden_size": 24}),
     "p-lstm": Row("PromptEncoderConfig", {"encoder_hidden_size": 8, "encoder_reparameterization_type": "LSTM"}),
     "multitask": Row("MultitaskPromptTuningConfig", TASKS, {"task_ids": torch.tensor([2, 0])}, peft=SHARED),
+    "cpt": Row("CPTConfig", EXAMPLES, tasks=("CAUSAL_LM",), peft=("CAUSAL_LM",)),
 }
-EMBEDS = ["prompt", "p-mlp", "p-lstm", "multitask"]
+EMBEDS = ["prompt", "p-mlp", "p-lstm", "multitask", "cpt"]
 
 
 def able(task, among=METHODS):

@@ -29,7 +29,7 @@ def test_prompts_coexist_and_step_aside(task):
     assert list(model.prompt_encoder) == ["default"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "cpt"])  # which starts at zero
 def test_the_start_depends_on_the_seed_alone_and_leaves_it(method):
     first, model = adapted("llama", "CAUSAL_LM", method), base("llama", "CAUSAL_LM")
     torch.manual_seed(3)

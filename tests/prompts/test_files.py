@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.prompts.setting import METHODS, able, adapted, base, batch, config_of, moved, result, train
+from tests.prompts.setting import EXAMPLES, METHODS, able, adapted, base, batch, config_of, moved, result, train
 
 import trimtab
 from trimtab.errors import AdapterFileError
@@ -55,7 +55,7 @@ def test_outputs_and_files_both_ways(arch, task, method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fields_and_defaults_are_those_of_peft(method):
-    options = {}
+    options = EXAMPLES | {"task_type": "CAUSAL_LM"} if method == "cpt" else {}
     known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[type(config_of(trimtab, method, "CAUSAL_LM")).kind]
     ours = type(config_of(trimtab, method, "CAUSAL_LM"))
     assert ours(**options).to_dict() == known(**options).to_dict()
@@ -79,7 +79,7 @@ def test_training_goes_on_exactly_after_saving(arch, task, method, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("prompt", 0), ("prefix", 0), ("prefix-projected", 5), ("p-mlp", 7), ("p-lstm", 21)],
+    [("prompt", 0), ("prefix", 0), ("prefix-projected", 5), ("p-mlp", 7), ("p-lstm", 21), ("cpt", 2)],
 )
 def test_a_file_holds_the_prompt_and_what_made_it(method, more, tmp_path):
     model = adapted("llama", "CAUSAL_LM", method, **({"encoder_dropout": 0.5} if method == "p-lstm" else {})).train()
