@@ -108,7 +108,7 @@ def add(layer: AdapterLayer, name: str, cfg: Any, empty: bool = False, random: b
     slots = method.slots(layer.site, cfg)
     shapes = {slot.name: slot.shape for slot in slots.values() if slot.shared}
     shared = {key: layer._modules.get(key) or Shared() for key in shapes}
-    for key, start in method.shared(shapes, cfg).items():
+    for key, start in method.shared(shapes, cfg, {"model.layer": layer.site}).items():
         shared[key].put(name, "", start.to(layer.site.dtype), trainable=False)
     layer.add(name, method, cfg, slots, shared, empty, autocast=False)
     with torch.no_grad():

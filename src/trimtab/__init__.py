@@ -49,10 +49,15 @@ from .errors import (
     TrimtabWarning,
 )
 from .folders import TASKS
+from .inits.corda import CordaConfig, preprocess_corda
+from .inits.eva import EvaConfig, get_eva_state_dict, initialize_lora_eva_weights
+from .inits.loftq import LoftQConfig, replace_lora_weights_loftq
+from .inits.lora_ga import LoraGAConfig, preprocess_loraga
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
 from .methods.adalora import AdaLoraConfig
 from .methods.adamss import AdamssConfig
+from .methods.adaption_prompt import AdaptionPromptConfig
 from .methods.arrow import ArrowConfig, create_arrow_model
 from .methods.bdlora import BdLoraConfig
 from .methods.beft import BeftConfig
@@ -148,6 +153,7 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "AdapterLayer",
+    "AdaptionPromptConfig",
     "ArrowConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
@@ -168,8 +174,10 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "ConversionError",
+    "CordaConfig",
     "DeftConfig",
     "DeloraConfig",
+    "EvaConfig",
     "FourierFTConfig",
     "FrodConfig",
     "GloraConfig",
@@ -183,7 +191,9 @@ __all__ = [
     "LilyConfig",
     "LoHaConfig",
     "LoKrConfig",
+    "LoftQConfig",
     "LoraConfig",
+    "LoraGAConfig",
     "LoraRuntimeConfig",
     "MergeError",
     "MergeReport",
@@ -245,6 +255,7 @@ __all__ = [
     "explain",
     "fast_mode",
     "get_base_model_state_dict",
+    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
@@ -252,11 +263,15 @@ __all__ = [
     "get_peft_model_state_dict",
     "initialize_kv_prefix_from_past_key_values",
     "initialize_kv_prefix_from_text",
+    "initialize_lora_eva_weights",
     "inject_adapter_in_model",
     "load_peft_weights",
     "prepare_model_for_kbit_training",
+    "preprocess_corda",
+    "preprocess_loraga",
     "prompt_embeddings_from_past_key_values",
     "quantize_",
+    "replace_lora_weights_loftq",
     "save_as_lora",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",

@@ -46,7 +46,7 @@ def holder_of(module: Any, part: str) -> tuple[Any, str]:
 def container(layer: nn.Module, key: str, kind: type[nn.Module]) -> Any:
     """The container of a layer's adapters' tensors of this name; made if there is none."""
     if key not in layer._modules:
-        layer.add_module(key, kind())
+        setattr(layer, key, kind())  # not add_module: it refuses the name of an option, which a layer answers to
     return layer._modules[key]
 
 

@@ -40,9 +40,9 @@ def kaiming(t: Tensor, generator: Generator) -> object:
     return nn.init.kaiming_uniform_(t, a=math.sqrt(5), generator=generator)
 
 
-def normal(std: float = 1.0) -> Init:
-    """A normal start with this standard deviation."""
-    return lambda t, generator: t.normal_(0.0, std, generator=generator)
+def normal(std: float = 1.0, mean: float = 0.0) -> Init:
+    """A normal start with this standard deviation and mean."""
+    return lambda t, generator: t.normal_(mean, std, generator=generator)
 
 
 def uniform(bound: float) -> Init:

@@ -290,13 +290,13 @@ class Tuner(nn.Module):
         return getattr(self.model, key)
 
 
-def progress(layers: Sequence[Any]) -> Any:
+def progress(layers: Iterable[Any], what: str = "merging") -> Any:
     """The layers behind a progress bar, where `tqdm` is installed."""
     try:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         return layers
-    return tqdm(layers, desc="merging", unit="layer")
+    return tqdm(layers, desc=what, unit="layer")
 
 
 def settle_ties(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ def model_of(codec, **options):
 
 def gradients(model):
     model.zero_grad()
-    model(**BATCH).loss.backward()
+    model(**{k: t.to(model.device) for k, t in BATCH.items()}).loss.backward()
     return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 

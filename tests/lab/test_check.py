@@ -72,7 +72,7 @@ def test_a_good_file(tmp_path):
             "{source: asset:trec, split: {validation: 0.5, test: 0.5}}",
             "4: data.split: validation and test take 1 of the examples and leave none to train on",
         ),
-        ("full, lora", "full, lroa", "5: methods[1]: unknown name; did you mean 'lora'? allowed: full, ia3, "),
+        ("full, lora", "full, loraa", "5: methods[1]: unknown name; did you mean 'lora'? allowed: adalora, "),
         ("full, lora", "full, full", "5: methods[1]: methods[0] is called 'full' too; give one of them another `name`"),
         ("full, lora", "{lora: 1, full: 2}", "5: methods[0]: write one name, alone or with its options"),
         ("[full, lora]", "[]", "5: methods: list should have at least 1 item after validation, not 0"),

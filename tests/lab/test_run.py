@@ -195,7 +195,7 @@ def test_interrupted_and_killed_and_yet_the_same_result(experiment, tmp_path):
     before = wait_for(lambda: partial.exists() and last_checkpoint(partial))
     children = psutil.Process(started.pid).children()
     started.send_signal(signal.SIGINT)
-    said, complained = started.communicate(timeout=30)
+    said, complained = started.communicate(timeout=180)
     assert started.returncode == 130, complained
     assert "Interrupted. Finished and kept: nothing yet." in said
     assert f"trimtab run {file} --out {tmp_path / 'runs'}" in said
@@ -204,7 +204,7 @@ def test_interrupted_and_killed_and_yet_the_same_result(experiment, tmp_path):
     started = start("run", file, "--out", tmp_path / "runs")
     wait_for(lambda: last_checkpoint(partial) not in (None, before))
     os.kill(psutil.Process(started.pid).children()[0].pid, signal.SIGKILL)
-    said, _ = started.communicate(timeout=30)
+    said, _ = started.communicate(timeout=180)
     assert started.returncode == 1
     assert "lora failed: its process ended with status -9" in said
     with pytest.raises(RunError, match=r"lora is not finished; run its experiment again"):

@@ -89,7 +89,8 @@ def test_other_adapters_inside_and_around_the_attention():
 def test_the_file_format_is_pefts():
     said = AdaptionPromptConfig(**SMALL, target_modules="self_attn", task_type="CAUSAL_LM")
     known = peft.AdaptionPromptConfig(**SMALL, target_modules="self_attn", task_type="CAUSAL_LM")
-    assert said.to_dict() == known.to_dict()
+    ours, theirs = ({k: v for k, v in c.to_dict().items() if k != "peft_version"} for c in (said, known))
+    assert ours == theirs
     assert said.is_adaption_prompt
     assert AdaptionPromptConfig.from_dict(known.to_dict()).target_modules == ["self_attn"]
 

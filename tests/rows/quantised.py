@@ -12,6 +12,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoHa": ("LOHA", {"r": 4}),
     "LoKr": ("LOKR", {"r": 4}),
     "VeRA": ("VERA", {"r": 4}),
+    "OFT": ("OFT", {"oft_block_size": 8}),
+    "PSOFT": ("PSOFT", {"r": 4}),
 }
 LINEAR = "lin0 c1 lin1"
 STATE = {"deepcopy, state_dict": "its state is read by its own loader only"}
@@ -38,7 +40,7 @@ OWN = [
     for codec in ("nf4", "int8", "fp8")
     for row in [
         *on(codec, "LoRA DoRA", f"emb {LINEAR}", NOT_THERE),
-        *on(codec, "IA3 LoHa LoKr", LINEAR, NOT_THERE),
+        *on(codec, "IA3 LoHa LoKr OFT PSOFT", LINEAR, NOT_THERE),
         *on(codec, "VeRA", "lin0 lin1", NOT_THERE),
     ]
 ]

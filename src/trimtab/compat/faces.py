@@ -6,8 +6,9 @@ has no instances of its own. What is an instance of it is said by its `kind` (`p
 """
 
 import sys
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -131,14 +132,20 @@ class TunerModule(ModuleType):
         return face
 
 
-def provide(package: str, kind: str) -> dict[str, Any]:
-    """Let `<package>.<method>` and what is below it be imported; the module by its name, and its tuner's face."""
+def provide(package: str, kind: str, starts: Mapping[str, ModuleType] = MappingProxyType({})) -> dict[str, Any]:
+    """Let `<package>.<method>` and what is below it be imported; the module by its name, and its tuner's face.
+
+    `starts` are modules to be found below it by another name, whose classes and functions the method's module has too.
+    """
     name = kind.lower()
     module = TunerModule(f"{package}.{name}", kind)
     for below in ("", ".config", ".layer", ".model"):
         sys.modules[f"{package}.{name}{below}"] = module
     for below in ("config", "layer", "model"):
         vars(module)[below] = module
+    for below, start in starts.items():
+        sys.modules[f"{package}.{name}.{below}"] = vars(module)[below] = start
+        vars(module).update({k: v for k, v in vars(start).items() if getattr(v, "__module__", "") == start.__name__})
     faces = {k: v for k, v in vars(module).items() if isinstance(v, type) and not isinstance(v, LayerFaceType)}
     return {name: module} | faces
 

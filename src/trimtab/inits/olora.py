@@ -3,6 +3,8 @@
 With W = Q R: B = the first r columns of Q, A = the first r rows of R; the base keeps W - s B A.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,6 @@ class OLora(Split):
 
     name = "olora"
 
-    def split(self, w: Tensor, r: int, scale: float, option: str) -> tuple[Tensor, Tensor]:
+    def split(self, w: Tensor, r: int, a: Any, option: str) -> tuple[Tensor, Tensor]:
         q, upper = torch.linalg.qr(w)
         return q[..., :r], upper[..., :r, :]

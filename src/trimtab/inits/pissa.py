@@ -23,9 +23,9 @@ class Pissa(Split):
             return f"{option!r} is not a number of iterations; write for example 'pissa_niter_4'"
         return super().refuse(site, cfg, option)
 
-    def split(self, w: Tensor, r: int, scale: float, option: str) -> tuple[Tensor, Tensor]:
+    def split(self, w: Tensor, r: int, a: Any, option: str) -> tuple[Tensor, Tensor]:
         u, s, v = randomised_svd(w, r, int(option)) if option else torch.linalg.svd(w, full_matrices=False)
-        root = (s[..., :r] / scale).sqrt()
+        root = (s[..., :r] / a.scale).sqrt()
         return u[..., :r] * root.unsqueeze(-2), root.unsqueeze(-1) * v[..., :r, :]
 
 

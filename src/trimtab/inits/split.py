@@ -23,7 +23,7 @@ class Split(Start):
         grouped = site.kind == "conv" and site.shape[1] != site.inp
         return "the weight of a grouped convolution is no single matrix to split" if grouped else None
 
-    def split(self, w: Tensor, r: int, scale: float, option: str) -> tuple[Tensor, Tensor]:
+    def split(self, w: Tensor, r: int, a: Any, option: str) -> tuple[Tensor, Tensor]:
         """B (experts, out, r) and A (experts, r, in) from W (experts, out, in), for the part s B A of W."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class Split(Start):
         w = a.site.weight().detach()
         w = w.to(torch.promote_types(w.dtype, torch.float32))
         b_held, a_held = factors(a)
-        b, a_new = self.split(w.reshape(b_held.shape[0], a.site.out, -1), b_held.shape[-1], a.scale, option)
+        b, a_new = self.split(w.reshape(b_held.shape[0], a.site.out, -1), b_held.shape[-1], a, option)
         b_held[..., : b.shape[-1]].copy_(b)
         a_held[..., : b.shape[-1], :].copy_(a_new)
         a.site.write(w - a.scale * (b @ a_new).view(w.shape))

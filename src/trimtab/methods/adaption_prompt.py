@@ -47,6 +47,7 @@ class AdaptionPromptConfig(AdapterConfig, kind="ADAPTION_PROMPT"):
 
     @property
     def topmost(self) -> int | None:
+        """How many of the targets get an adapter, counted from the model's end."""
         return self.adapter_layers
 
     def mistakes(self) -> list[str]:

@@ -1,41 +1,39 @@
 """HRA: https://arxiv.org/abs/2405.17484
 
-W' = W H_1 ... H_r, with Householder reflections H_i = I - 2 u_i u_i^T / |u_i|^2, whose u_i (in) are trained. With
-Gram-Schmidt, the u_i are made orthogonal first. They start in equal pairs, whose reflections cancel out. The kernel of
-a convolution is flattened into `in`.
+W' = W H_1 ... H_r with the Householder reflections H_i = I - 2 u_i u_i^T / |u_i|^2: an orthogonal change that is of
+rank r too. With `apply_GS` the u_i are made orthogonal first, so that W' = W (I - 2 U U^T). The kernel of a convolution
+is flattened into its inputs; an embedding's vectors are reflected themselves.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 from ..config import AdapterConfig
+from ..errors import ConfigError
 from ..method import Method, Slot, kaiming
 from ..sites import Site
+from .rotation import features, on_features, orthonormal, reflections, unit
 from .targets import LORA_TARGETS
 
 
 @dataclass(kw_only=True)
 class HRAConfig(AdapterConfig, kind="HRA"):
-    """Householder reflection adaptation."""
+    """Householder reflection adaptation: what a layer reads is reflected r times."""
 
-    r: int = 8  # reflections; an odd number has an effect from the start
-    apply_GS: bool = False  # make the vectors orthogonal (Gram-Schmidt)
-    init_weights: bool = True  # in equal pairs, without effect; False: random
+    r: int = 8  # number of reflections
+    apply_GS: bool = False  # make their vectors orthogonal, by Gram and Schmidt
+    init_weights: bool = True  # start with pairs of equal reflections, without effect: for an even `r`, not `apply_GS`
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     bias: str = "none"  # type: ignore[misc]  # which biases of the base are trained and saved: none, all or hra_only
 
     def mistakes(self) -> list[str]:
-        return super().mistakes() + ([f"`r`={self.r} must be at least 1"] if self.r < 1 else [])
-
-
-def pairs(t: Tensor, generator: Generator) -> object:
-    """Columns in equal pairs, each drawn as a linear layer's; all different where their number is odd."""
-    kaiming(t, generator)
-    return t if t.shape[1] % 2 else t.copy_(t[:, ::2].repeat_interleave(2, dim=1))
+        wrong = super().mistakes()
+        if self.r <= 0:
+            wrong.append(f"`r`={self.r} must be at least 1")
+        return wrong
 
 
 class HRA(Method):
@@ -44,30 +42,39 @@ class HRA(Method):
     name, prefix, defaults = "HRA", "hra_", LORA_TARGETS
 
     def slots(self, site: Site, cfg: HRAConfig) -> dict[str, Slot]:
-        return {"u": Slot(name="hra_u", shape=(site.matrix[1], cfg.r), init=pairs if cfg.init_weights else kaiming)}
+        n = features(site)
+        if cfg.apply_GS and cfg.r > n:
+            raise ConfigError(f"`r`={cfg.r} vectors of {n} features cannot be orthogonal; take fewer, or no `apply_GS`")
+        paired = cfg.init_weights and not cfg.apply_GS and cfg.r % 2 == 0
+        return {"U": Slot(name="hra_u", shape=(n, cfg.r), init=pairs if paired else kaiming)}
 
-    def units(self, a: Any) -> list[Tensor]:
-        """The directions of the reflections, r of (in)."""
-        found: list[Tensor] = []
-        for u in a.u.T:
-            if a.cfg.apply_GS and found:
-                before = torch.stack(found, dim=1)
-                u = u - before @ (before.T @ u)
-            found.append(u / u.norm())
-        return found
+    def factors(self, a: Any) -> tuple[Tensor, Tensor]:
+        """U (n, r) and D (r, n), by which H_1 ... H_r = I - U D."""
+        u = orthonormal(a.U) if a.cfg.apply_GS else unit(a.U)
+        return u, reflections(u)
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        return reflected(w.flatten(1).to(a.u.dtype), self.units(a)).view(w.shape)
+        u, d = self.factors(a)
+        return on_features(w, a.site, lambda rows: rows - (rows.to(u.dtype) @ u) @ d)
 
     def direct(self, site: Site, cfg: HRAConfig) -> bool:
-        return super().direct(site, cfg) and site.kind == "linear"
+        return super().direct(site, cfg) and site.kind != "conv"
 
     def input(self, x: Tensor, a: Any) -> Tensor:
-        return reflected(x, self.units(a)[::-1])
+        if a.site.kind == "embedding":
+            return x
+        u, d = self.factors(a)
+        return x - (x @ d.mT) @ u.mT
+
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
+        if a.site.kind != "embedding":
+            return y
+        u, d = self.factors(a)
+        return y - (y.to(u.dtype) @ u) @ d
 
 
-def reflected(x: Tensor, units: list[Tensor]) -> Tensor:
-    """Rows (..., in), reflected one direction after the other."""
-    for u in units:
-        x = x - 2 * (x @ u).unsqueeze(-1) * u
-    return x
+def pairs(t: Tensor, generator: Generator) -> object:
+    """Columns (n, r) that are equal two by two."""
+    half = t[:, ::2].clone()
+    kaiming(half, generator)
+    return t.copy_(half.repeat_interleave(2, dim=1))

@@ -1,8 +1,8 @@
-"""OFT: https://arxiv.org/abs/2306.07280, as it acts on the input: https://arxiv.org/abs/2506.19847
+"""OFT: https://arxiv.org/abs/2306.07280, input-centric as in OFTv2: https://arxiv.org/abs/2506.19847
 
-W' = W R^T with R block-diagonal, each block b by b the Cayley transform of a skew-symmetric Q: angles between the rows
-of W, and their lengths, stay. Q is trained by what stands above its diagonal. The constrained form (COFT) bounds the
-size of Q. The kernel of a convolution is flattened into `in`.
+W' = W R^T with R block-diagonal and orthogonal, so that the angles between the rows of W stay: the layer reads x R. A
+block is the Cayley transform of a skew-symmetric Q, of which the upper triangle is trained. The kernel of a convolution
+is flattened into its inputs; an embedding's vectors are rotated themselves. `coft.py` has the constrained variant.
 """
 
 from dataclasses import dataclass
@@ -11,41 +11,40 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import AdapterConfig
-from ..errors import ConfigError
 from ..method import Method, Slot, normal, zeros
 from ..sites import Site
-from .rotation import by_blocks, cayley, cayley_neumann, skew, some_identity
+from .rotation import blocks, cayley, drop_blocks, features, neumann, skew, turn, wrong_blocks
 from .targets import LORA_TARGETS
 
 
 @dataclass(kw_only=True)
 class OFTConfig(AdapterConfig, kind="OFT"):
-    """Orthogonal fine-tuning; give `oft_block_size` or `r`, and 0 for the other."""
+    """Orthogonal fine-tuning: rotates what a layer reads, block by block."""
 
-    r: int = 0  # number of blocks of a layer; 0: as the block size says
-    oft_block_size: int = 32  # b; 0: as the number of blocks says
-    module_dropout: float = 0.0  # in training, the probability of a block to be the identity
+    r: int = 0  # number of blocks; give it or `oft_block_size`, and 0 for the other
+    oft_block_size: int = 32  # features in a block, a divisor of those that are rotated
+    module_dropout: float = 0.0  # probability, in training, that a block does not rotate
     fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
-    bias: Literal["none", "all", "oft_only"] = "none"  # type: ignore[misc]  # which biases of the base are trained and saved
-    init_weights: bool = True  # Q starts at zero, without effect; False: random
+    bias: Literal["none", "all", "oft_only"] = "none"  # type: ignore[misc]  # which biases of the base are trained too
+    init_weights: bool = True  # start at Q = 0, without effect; False: normal
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
-    coft: bool = False  # bound the Frobenius norm of each Q by eps / sqrt(blocks)
-    eps: float = 6e-5  # that eps
-    block_share: bool = False  # one block for all places
-    use_cayley_neumann: bool = True  # a series instead of an inverse: faster, nearly orthogonal
-    num_cayley_neumann_terms: int = 5  # its terms
+    coft: bool = False  # constrained OFT: the norm of Q is bounded
+    eps: float = 6e-5  # that bound, for all blocks of a layer together
+    block_share: bool = False  # one rotation for all blocks of a layer
+    use_cayley_neumann: bool = True  # the transform by a Neumann series: faster, and not quite orthogonal
+    num_cayley_neumann_terms: int = 5  # length of that series
 
     def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if (self.r > 0) == (self.oft_block_size > 0) or min(self.r, self.oft_block_size) < 0:
-            wrong.append(
-                f"`r`={self.r} and `oft_block_size`={self.oft_block_size}: one must be above 0, and the other 0"
-            )
+        wrong = super().mistakes() + wrong_blocks(r=self.r, oft_block_size=self.oft_block_size)
         if not 0 <= self.module_dropout < 1:
             wrong.append(f"`module_dropout`={self.module_dropout} must be in [0, 1)")
-        if self.num_cayley_neumann_terms < 1:
-            wrong.append(f"`num_cayley_neumann_terms`={self.num_cayley_neumann_terms} must be at least 1")
+        if self.coft and self.eps <= 0:
+            wrong.append(f"`eps`={self.eps} must be above 0 with `coft`")
+        if self.use_cayley_neumann and self.num_cayley_neumann_terms < 2:
+            wrong.append(
+                f"`num_cayley_neumann_terms`={self.num_cayley_neumann_terms} must be at least 2: one is no rotation"
+            )
         return wrong
 
 
@@ -55,35 +54,45 @@ class OFT(Method):
     name, prefix, defaults = "OFT", "oft_", LORA_TARGETS
 
     def slots(self, site: Site, cfg: OFTConfig) -> dict[str, Slot]:
-        b = block_size(site, cfg)
-        shape = (1 if cfg.block_share else site.matrix[1] // b, b * (b - 1) // 2)
-        return {"q": Slot(name="oft_R", shape=shape, init=zeros if cfg.init_weights else normal(0.1), module=True)}
+        number, n = blocks(rotated(site), r=cfg.r, oft_block_size=cfg.oft_block_size)
+        shape = (1 if cfg.block_share else number, n * (n - 1) // 2)
+        name = "oft_embedding_R" if site.kind == "embedding" else "oft_R"
+        start = zeros if cfg.init_weights else normal(0.1)
+        return {"Q": Slot(name=name, shape=shape, init=start, module=True)}
+
+    def triangles(self, a: Any) -> Tensor:
+        """The upper triangles of Q, (b, n (n - 1) / 2), as they act."""
+        return a.Q
 
     def rotation(self, a: Any) -> Tensor:
-        """R's blocks, (blocks or 1, b, b)."""
-        b = block_size(a.site, a.cfg)
-        q = skew(a.q, b)
-        if a.cfg.coft:
-            most = a.cfg.eps / (a.site.matrix[1] // b) ** 0.5
-            sizes = q.flatten(1).norm(dim=1).clamp(min=most)
-            q = q * (most / sizes).view(-1, 1, 1)
-        r = cayley_neumann(q, a.cfg.num_cayley_neumann_terms) if a.cfg.use_cayley_neumann else cayley(-q)
-        return some_identity(r, a.cfg.module_dropout) if a.training and a.cfg.module_dropout else r
+        """The blocks of R, (b, n, n)."""
+        cfg, q = a.cfg, skew(self.triangles(a))
+        # By these two, files of PEFT mean rotations in opposite directions.
+        r = neumann(q, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(-q)
+        r = r.expand(rotated(a.site) // r.shape[-1], -1, -1)
+        return drop_blocks(r, cfg.module_dropout) if cfg.module_dropout and a.training else r
 
     def weight(self, w: Tensor, a: Any) -> Tensor:
-        return by_blocks(w.flatten(1).to(a.q.dtype), self.rotation(a).mT).view(w.shape)
+        r = self.rotation(a)
+        if a.site.kind == "embedding":
+            return turn(w.mT, r).mT
+        if w[0].numel() % r.shape[-1]:  # blocks reach across the groups of a convolution
+            w = a.site.dense(w)
+        columns = w[0].numel()
+        groups = rotated(a.site) // columns
+        side_by_side = w.reshape(groups, -1, columns).transpose(0, 1).flatten(1)
+        return turn(side_by_side, r.mT).unflatten(1, (groups, columns)).transpose(0, 1).reshape(w.shape)
 
     def direct(self, site: Site, cfg: OFTConfig) -> bool:
-        return super().direct(site, cfg) and site.kind == "linear"
+        return super().direct(site, cfg) and site.kind != "conv"
 
     def input(self, x: Tensor, a: Any) -> Tensor:
-        return by_blocks(x, self.rotation(a))
+        return x if a.site.kind == "embedding" else turn(x, self.rotation(a))
+
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
+        return turn(y, self.rotation(a)) if a.site.kind == "embedding" else y
 
 
-def block_size(site: Site, cfg: OFTConfig) -> int:
-    """b. Raises `ConfigError` where blocks do not fill a layer's inputs evenly."""
-    columns = site.matrix[1]
-    named, n = ("oft_block_size", cfg.oft_block_size) if cfg.oft_block_size else ("r", cfg.r)
-    if columns % n:
-        raise ConfigError(f"`{named}`={n} must divide the {columns} inputs of a layer")
-    return n if cfg.oft_block_size else columns // n
+def rotated(site: Site) -> int:
+    """How many features are rotated, those of all groups of a convolution."""
+    return features(site) * site.inp // site.shape[1]

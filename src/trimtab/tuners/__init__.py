@@ -5,7 +5,10 @@
 
 from ..compat.faces import provide
 from ..config import CONFIGS
+from ..inits import corda, eva, loftq, lora_ga
 from . import tuners_utils as tuners_utils
 
+_STARTS = {"LORA": {"corda": corda, "eva": eva, "loraga": lora_ga, "loftq": loftq}}
+
 for _kind in CONFIGS:
-    vars().update(provide(__name__, _kind))
+    vars().update(provide(__name__, _kind, _STARTS.get(_kind, {})))
