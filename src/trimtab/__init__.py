@@ -53,6 +53,8 @@ from .inits.corda import CordaConfig, preprocess_corda
 from .inits.eva import EvaConfig, get_eva_state_dict, initialize_lora_eva_weights
 from .inits.loftq import LoftQConfig, replace_lora_weights_loftq
 from .inits.lora_ga import LoraGAConfig, preprocess_loraga
+from .intruders import reduce_intruder_dimension
+from .kappa import KappaTuneSelector, find_kappa_target_modules
 from .layer import AdapterLayer
 from .method import METHODS, Method, Slot
 from .methods.adalora import AdaLoraConfig
@@ -73,6 +75,7 @@ from .methods.cartridge import (
     initialize_kv_prefix_from_text,
     prompt_embeddings_from_past_key_values,
 )
+from .methods.cpt import CPTConfig, CPTEmbedding
 from .methods.deft import DeftConfig
 from .methods.delora import DeloraConfig
 from .methods.fourierft import FourierFTConfig
@@ -90,6 +93,7 @@ from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
 from .methods.miss import MissConfig
 from .methods.monteclora import MontecloraConfig
+from .methods.multitask_prompt_tuning import MultitaskPromptTuningConfig, MultitaskPromptTuningInit
 from .methods.oft import OFTConfig
 from .methods.osf import OSFConfig
 from .methods.p_tuning import PromptEncoder, PromptEncoderConfig, PromptEncoderReparameterizationType
@@ -169,6 +173,8 @@ __all__ = [
     "BitFitConfig",
     "BottleneckConfig",
     "C3AConfig",
+    "CPTConfig",
+    "CPTEmbedding",
     "CartridgeConfig",
     "CartridgeEncoder",
     "ConfigError",
@@ -186,6 +192,7 @@ __all__ = [
     "HiraConfig",
     "IA3Config",
     "Int8",
+    "KappaTuneSelector",
     "KasaConfig",
     "LNTuningConfig",
     "LilyConfig",
@@ -200,6 +207,8 @@ __all__ = [
     "Method",
     "MissConfig",
     "MontecloraConfig",
+    "MultitaskPromptTuningConfig",
+    "MultitaskPromptTuningInit",
     "NoMatchingPeftModuleError",
     "OFTConfig",
     "OSFConfig",
@@ -254,6 +263,7 @@ __all__ = [
     "create_arrow_model",
     "explain",
     "fast_mode",
+    "find_kappa_target_modules",
     "get_base_model_state_dict",
     "get_eva_state_dict",
     "get_layer_status",
@@ -271,6 +281,7 @@ __all__ = [
     "preprocess_loraga",
     "prompt_embeddings_from_past_key_values",
     "quantize_",
+    "reduce_intruder_dimension",
     "replace_lora_weights_loftq",
     "save_as_lora",
     "set_base_model_state_dict",

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import inject, prompt, state
+from . import inject, prompt_state, state
 from .config import CONFIGS, AdapterConfig, PeftConfig
 from .errors import AdapterError, ConfigError, listing
 from .files import find
@@ -64,7 +64,7 @@ def get_peft_model_state_dict(
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
     if isinstance(model, PeftModel) and model.is_prompt_learning:
-        return prompt.state(model, adapter_name)
+        return prompt_state.state(model, adapter_name)
     root, cfg, prefix = _parts(model, adapter_name)
     return state.adapter_state(root, adapter_name, cfg, prefix, save_embedding_layers is True, state_dict)
 
@@ -83,7 +83,7 @@ def set_peft_model_state_dict(
     """
     strict = (state.STRICT.on if strict is None else strict) and not ignore_mismatched_sizes
     if isinstance(model, PeftModel) and model.is_prompt_learning:
-        return prompt.load(model, adapter_name, dict(peft_model_state_dict), strict)
+        return prompt_state.load(model, adapter_name, dict(peft_model_state_dict), strict)
     root, cfg, prefix = _parts(model, adapter_name)
     return state.load_state(root, adapter_name, cfg, peft_model_state_dict, prefix, strict)
 

@@ -77,6 +77,7 @@ class PeftConfig:
     """What every adapter has. Raises `ConfigError` on construction when the fields contradict each other."""
 
     kind: ClassVar[str] = ""
+    from_file: ClassVar[bool] = False  # on one whose adapter a file will fill: how it would start does not matter
 
     task_type: str | TaskType | None = None  # what the model is for, see `TaskType`
     peft_type: str | None = None  # the method; filled in by each method's own configuration

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import inject, prompt, state
+from . import inject, prompt_state, state
 from .config import AdapterConfig, PeftConfig
 from .errors import AdapterError, AdapterFileError, ConfigError, listing
 from .files import find
@@ -97,6 +97,7 @@ class AdapterFolders:
         """
         cfg = config or PeftConfig.from_pretrained(model_id, **kwargs)
         cfg.inference_mode = not is_trainable
+        vars(cfg)["from_file"] = True
         if isinstance(cfg, AdapterConfig):
             for name, source in (companions := method_of(cfg).companions(cfg)).items():
                 beside = Path(model_id) / name
@@ -134,6 +135,7 @@ class AdapterFolders:
         if new:
             cfg = PeftConfig.from_pretrained(model_id, **kwargs)
             cfg.inference_mode = not is_trainable
+            vars(cfg)["from_file"] = True
             empty = state.STRICT.on if strict is None else strict
             self.add_adapter(adapter_name, cfg, empty, autocast_adapter_dtype)
         try:
@@ -158,5 +160,5 @@ class AdapterFolders:
             wrong = differences(self.fingerprint, metadata[METADATA_KEY], trained)
             state.report_base(wrong, strict)
         if self.is_prompt_learning:
-            return prompt.load(self, name, tensors, strict)
+            return prompt_state.load(self, name, tensors, strict)
         return state.load_state(self.base_model, name, cfg, tensors, "base_model.", strict)

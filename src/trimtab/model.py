@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from . import inject, prompt
+from . import inject, prompt, prompt_run
 from .combine import shortest_targets
 from .config import AdapterConfig, PeftConfig, TaskType
 from .errors import AdapterError, listing
@@ -198,7 +198,7 @@ class PeftModel(AdapterFolders, nn.Module):
         """
         with self.routed(adapter_names):
             if self.is_prompt_learning and self.prompts_enabled:
-                return prompt.run(self, args, kwargs)
+                return prompt_run.run(self, args, kwargs)
             output = self.get_base_model()(*args, **kwargs)
             if adapter_names is not None:
                 inject.router_of(self).remember(output)
@@ -208,7 +208,7 @@ class PeftModel(AdapterFolders, nn.Module):
         """The base model's `generate` with the active adapters, or one a row (`adapter_names`)."""
         with self.routed(adapter_names):
             if self.is_prompt_learning and self.prompts_enabled:
-                return prompt.generate(self, args, kwargs)
+                return prompt_run.generate(self, args, kwargs)
             base: Any = self.get_base_model()
             with self._given(kwargs):
                 return base.generate(*args, **kwargs)
@@ -350,8 +350,8 @@ class PeftModel(AdapterFolders, nn.Module):
         return get_model_status(self)
 
     def get_prompt(self, batch_size: int, **kwargs: Any) -> Any:
-        """The active prompt for a batch, (batch, tokens, dim), or its key-value cache."""
-        return prompt.get_prompt(self, batch_size)
+        """The active prompt for a batch, (batch, tokens, dim), or its key-value cache; `kwargs`: the method's own."""
+        return prompt.get_prompt(self, batch_size, kwargs)
 
     def __getattr__(self, key: str) -> Any:
         try:

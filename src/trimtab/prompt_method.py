@@ -1,10 +1,10 @@
 """What a prompt method is: its configuration, the module that computes the prompt, and the registry.
 
 A method computes the prompt, as embeddings (`kind = "embeds"`: rows before the input's) or as keys and values
-(`kind = "kv"`: a cache that attention finds filled). All else is done once for all methods, in `prompt`.
+(`kind = "kv"`: a cache that attention finds filled). All else is done once for all methods: see `prompt`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
+
+PROMPT_KEY = "prompt_embeddings"
+"""In a file: the finished prompt, all that inference needs and all that Hugging Face PEFT reads."""
+ENCODER_KEY = "prompt_encoder."
+"""In a file: how the tensors that make the prompt begin, without which training could not go on."""
 
 PROMPTS: dict[str, "PromptMethod"] = {}
 """The prompt methods by `peft_type`."""
@@ -49,6 +54,10 @@ class VirtualTokens(nn.Module):
         """The prompt, (..., rows, D), from the vectors of the table, (..., rows, dim)."""
         return x
 
+    def key(self, name: str) -> str:
+        """In a file, the key of one of the tensors that make the prompt."""
+        return ENCODER_KEY + name
+
     def table(self) -> list[Tensor]:
         """The tensors whose rows, one after the other, are the prompt itself; none where a network makes it."""
         return [self.embedding.weight] if len(list(self.parameters())) == 1 else []
@@ -65,6 +74,10 @@ class PromptMethod:
     """The method's `peft_type`."""
     kind: ClassVar[str]
     """"embeds" when the prompt is embeddings, (n * submodules, D); "kv" for keys and values, (n, layers * 2 * D)."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of its own that a call of the model may have; the model itself does not see them."""
+    loss: ClassVar[Callable[..., Tensor] | None] = None
+    """`loss(logits, labels, cfg, call)`: its own, of logits (B, n + T, V) and labels (B, n + T), -100 at the prompt."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,6 +90,10 @@ class PromptMethod:
         With `cfg.inference_mode` it is a table of the finished prompt.
         """
         raise NotImplementedError
+
+    def prompt(self, encoder: VirtualTokens, batch_size: int, call: Mapping[str, Any]) -> Tensor:
+        """Of embeddings, the prompt of each row, (B, n * submodules, D); `call`: the arguments of its own."""
+        return encoder().expand(batch_size, -1, -1)
 
 
 def into_rows(rows: list[Tensor]) -> Callable[[Tensor], None]:

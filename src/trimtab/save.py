@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import prompt, state
+from . import prompt_state, state
 from ._version import __version__
 from .errors import AdapterFileError
 from .files import write_tensors, write_text
@@ -45,7 +45,7 @@ def save_adapter(
     """Write one adapter of a model into a folder, making it if needed."""
     cfg = model.peft_config[name]
     if model.is_prompt_learning:
-        tensors = prompt.state(model, name)
+        tensors = prompt_state.state(model, name)
     else:
         wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)

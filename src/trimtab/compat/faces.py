@@ -132,10 +132,10 @@ class TunerModule(ModuleType):
         return face
 
 
-def provide(package: str, kind: str, starts: Mapping[str, ModuleType] = MappingProxyType({})) -> dict[str, Any]:
+def provide(package: str, kind: str, more: Mapping[str, ModuleType] = MappingProxyType({})) -> dict[str, Any]:
     """Let `<package>.<method>` and what is below it be imported; the module by its name, and its tuner's face.
 
-    `starts` are modules to be found below it by another name, whose classes and functions the method's module has too.
+    `more` are modules to be found below it by another name, whose classes and functions the method's module has too.
     """
     name = kind.lower()
     module = TunerModule(f"{package}.{name}", kind)
@@ -143,9 +143,9 @@ def provide(package: str, kind: str, starts: Mapping[str, ModuleType] = MappingP
         sys.modules[f"{package}.{name}{below}"] = module
     for below in ("config", "layer", "model"):
         vars(module)[below] = module
-    for below, start in starts.items():
-        sys.modules[f"{package}.{name}.{below}"] = vars(module)[below] = start
-        vars(module).update({k: v for k, v in vars(start).items() if getattr(v, "__module__", "") == start.__name__})
+    for below, beside in more.items():
+        sys.modules[f"{package}.{name}.{below}"] = vars(module)[below] = beside
+        vars(module).update({k: v for k, v in vars(beside).items() if getattr(v, "__module__", "") == beside.__name__})
     faces = {k: v for k, v in vars(module).items() if isinstance(v, type) and not isinstance(v, LayerFaceType)}
     return {name: module} | faces
 

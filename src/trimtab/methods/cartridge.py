@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ..config import PeftConfig
 from ..errors import AdapterError, ConfigError
 from ..files import find
-from ..prompt import PROMPT_KEY
-from ..prompt_method import PROMPTS, PromptLearningConfig, PromptMethod, VirtualTokens, into_rows
+from ..prompt_method import PROMPT_KEY, PROMPTS, PromptLearningConfig, PromptMethod, VirtualTokens, into_rows
 from ..save import read, write_adapter
 from ..state import WEIGHTS_NAME
 

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,19 @@ class PromptTuningInit(str, Enum):
 class PromptTuningConfig(PromptLearningConfig, kind="PROMPT_TUNING"):
     """Prompt tuning: `num_virtual_tokens` trained embeddings before the input's."""
 
+    starts: ClassVar[type[Enum]] = PromptTuningInit
+
     prompt_tuning_init: PromptTuningInit | str = PromptTuningInit.RANDOM  # how the prompt starts
     prompt_tuning_init_text: str | None = None  # for TEXT: the text, repeated or cut to the virtual tokens
     tokenizer_name_or_path: str | None = None  # for TEXT: the tokenizer, a folder or a hub id
     tokenizer_kwargs: dict[str, Any] | None = None  # for TEXT: options of the tokenizer's from_pretrained
 
     def mistakes(self) -> list[str]:
-        wrong, starts = super().mistakes(), list(PromptTuningInit)
+        wrong, starts = super().mistakes(), [s.value for s in self.starts]
         if self.prompt_tuning_init not in starts:
-            allowed = listing(s.value for s in starts)
-            wrong.append(f"`prompt_tuning_init`={self.prompt_tuning_init!r} is unknown; choose one of {allowed}")
+            wrong.append(
+                f"`prompt_tuning_init`={self.prompt_tuning_init!r} is unknown; choose one of {listing(starts)}"
+            )
         elif self.prompt_tuning_init == PromptTuningInit.TEXT:
             for key in ("prompt_tuning_init_text", "tokenizer_name_or_path"):
                 wrong += [] if getattr(self, key) else [f"`{key}` must be given for `prompt_tuning_init`='TEXT'"]
@@ -50,13 +53,15 @@ class PromptEmbedding(VirtualTokens):
     def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module) -> None:
         rows = config.num_virtual_tokens * config.num_transformer_submodules  # type: ignore[operator]
         super().__init__(rows, config.token_dim)  # type: ignore[arg-type]
-        if config.inference_mode or config.prompt_tuning_init == PromptTuningInit.RANDOM:
-            return
         words: Any = word_embeddings
+        if config.inference_mode or config.from_file:
+            return
         if config.prompt_tuning_init == PromptTuningInit.TEXT:
             ids = _repeated(_tokens(config), rows)
-        else:
+        elif config.prompt_tuning_init == PromptTuningInit.SAMPLE_VOCAB:
             ids = torch.randint(len(words.weight), (rows,))
+        else:
+            return
         with torch.no_grad():
             self.embedding.weight.copy_(words(ids.to(words.weight.device)))
 

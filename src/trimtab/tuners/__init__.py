@@ -3,12 +3,13 @@
 `tuners.<peft_type>`, and its `config`, `layer` and `model`, are made from the registry of methods.
 """
 
+from .. import intruders
 from ..compat.faces import provide
 from ..config import CONFIGS
 from ..inits import corda, eva, loftq, lora_ga
 from . import tuners_utils as tuners_utils
 
-_STARTS = {"LORA": {"corda": corda, "eva": eva, "loraga": lora_ga, "loftq": loftq}}
+_BELOW = {"LORA": {"corda": corda, "eva": eva, "intruders": intruders, "loftq": loftq, "loraga": lora_ga}}
 
 for _kind in CONFIGS:
-    vars().update(provide(__name__, _kind, _STARTS.get(_kind, {})))
+    vars().update(provide(__name__, _kind, _BELOW.get(_kind, {})))
