@@ -533,7 +533,7 @@ def test_ranks_beyond_those_of_the_weight_begin_without_effect():
 
 
 def test_embeddings_keep_the_default_start():
-    for start in STARTS:
+    for start in sorted(STARTS.keys() - {"corda", "eva", "lora_ga", "loftq"}):  # which refuse them
         layer = build("embedding", LoraConfig(r=4, init_lora_weights=start), random=False)
         assert not layer.adapters["adapter0"].A.any()
 

@@ -62,7 +62,8 @@ def experiment(tmp_path, tiny_model, tiny_data):
 
 def start(*arguments: object, **options) -> subprocess.Popen:
     """Start the `trimtab` command in a process of its own."""
-    command = [sys.executable, "-c", "from trimtab.lab.cli import app; app()", *map(str, arguments)]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # whatever the tests run under
+    command = [sys.executable, "-c", f"{heard}; from trimtab.lab.cli import app; app()", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "140", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options

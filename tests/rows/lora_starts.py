@@ -4,7 +4,7 @@ from tests.row import LINEAR, PAIR, Row, method
 from tests.rows.lora import NO_BASE
 
 MICA = {"r": 4, "init_lora_weights": "mica"}
-REFUSED = "Embedding Conv1d Conv2d Conv3d attention parameter experts"
+REFUSED = "Conv1d Conv2d Conv3d attention parameter experts"
 PLACES = "Linear Conv1D Embedding Conv1d Conv2d Conv3d attention parameter experts"
 ROUNDED = {"bf16 base, autocast": "the minor directions of a rounded weight are others"}
 NEAR = {"no effect at first": "it begins near the base, not at it"}
