@@ -7,7 +7,7 @@ file format.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -77,6 +77,8 @@ class PeftConfig:
     """What every adapter has. Raises `ConfigError` on construction when the fields contradict each other."""
 
     kind: ClassVar[str] = ""
+    positive: ClassVar[tuple[str, ...]] = ()  # options that must be at least 1, or unset
+    shares: ClassVar[tuple[str, ...]] = ()  # options that must be in [0, 1): dropouts and the like
     from_file: ClassVar[bool] = False  # on one whose adapter a file will fill: how it would start does not matter
 
     task_type: str | TaskType | None = None  # what the model is for, see `TaskType`
@@ -110,9 +112,17 @@ class PeftConfig:
 
     def mistakes(self) -> list[str]:
         """All contradictions in the fields, each a sentence. A method's configuration adds its own to `super()`'s."""
-        if self.task_type is None or self.task_type in list(TaskType):
-            return []
-        return [f"`task_type`={self.task_type!r} is unknown; choose one of {listing(t.value for t in TaskType)}"]
+        wrong = self.out_of_bounds(self.positive, self.shares)
+        if self.task_type is not None and self.task_type not in list(TaskType):
+            allowed = listing(t.value for t in TaskType)
+            wrong.append(f"`task_type`={self.task_type!r} is unknown; choose one of {allowed}")
+        return wrong
+
+    def out_of_bounds(self, positive: Iterable[str], shares: Iterable[str]) -> list[str]:
+        """Which of these options are below 1 though set, and which of those outside [0, 1), each a sentence."""
+        values = [(k, getattr(self, k)) for k in positive]
+        wrong = [f"`{k}`={v} must be at least 1" for k, v in values if v is not None and v < 1]
+        return wrong + [f"`{k}`={v} must be in [0, 1)" for k in shares if not 0 <= (v := getattr(self, k)) < 1]
 
     # What Hugging Face's code asks of a configuration.
     @property

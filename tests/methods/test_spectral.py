@@ -146,7 +146,7 @@ WRONG = {
         C3AConfig(block_size=3, **TARGET)
     ),
     r"`r`=10 asks for 140 entries of a weight that has 48": lambda: layer(ShiraConfig(r=10, **TARGET)),
-    r"`sparsity`=1 .*; `r`=0 .*; `lora_dropout`=1 ": lambda: SupertuningConfig(sparsity=1, r=0, lora_dropout=1),
+    r"`sparsity`=1 .*; `lora_dropout`=1 .*; `r`=0 ": lambda: SupertuningConfig(sparsity=1, r=0, lora_dropout=1),
     r"`sparsity`=0.999 leaves none of the 48": lambda: layer(SupertuningConfig(sparsity=0.999, **TARGET)),
     r"`r`=4 must divide both sides of a weight for 'bat'": lambda: layer(MissConfig(r=4, init_weights="bat", **TARGET)),
     r"`r`=7 is more than the 6 inputs": lambda: layer(MissConfig(r=7, **TARGET)),

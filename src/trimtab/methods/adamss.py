@@ -29,6 +29,8 @@ START = {"orthogonal": zeros, None: normal(0.02)}
 class AdamssConfig(AdapterConfig, kind="ADAMSS"):
     """Adaptive multi-subspace approach: small products, each for a cluster of outputs; the least of them pruned."""
 
+    positive = ("r", "num_subspaces", "subspace_rank")
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 100  # singular directions of the weight that subspaces are built on, at most all
@@ -51,17 +53,15 @@ class AdamssConfig(AdapterConfig, kind="ADAMSS"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        positive = ["r", "num_subspaces", "subspace_rank"]
-        shares = ["svd_threshold"] if self.use_dynamic_rank else []
+        if self.use_dynamic_rank:
+            wrong += self.out_of_bounds((), ["svd_threshold"])
         if self.use_asa:
-            positive += ["asa_target_subspaces", "mask_interval"]
-            shares += ["asa_importance_beta", "asa_uncertainty_beta"]
+            asked = ["asa_target_subspaces", "mask_interval"], ["asa_importance_beta", "asa_uncertainty_beta"]
+            wrong += self.out_of_bounds(*asked)
             if not 0 <= self.init_warmup < self.final_warmup:
                 wrong.append(f"`init_warmup`={self.init_warmup} must be in [0, `final_warmup`={self.final_warmup})")
             if self.asa_schedule_exponent <= 0:
                 wrong.append(f"`asa_schedule_exponent`={self.asa_schedule_exponent} must be above 0")
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in positive if getattr(self, k) < 1]
-        wrong += [f"`{k}`={getattr(self, k)} must be in [0, 1)" for k in shares if not 0 <= getattr(self, k) < 1]
         if self.init_weights not in START:
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose 'orthogonal' or None")
         return wrong

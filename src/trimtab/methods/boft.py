@@ -23,6 +23,9 @@ from .targets import LORA_TARGETS
 class BOFTConfig(AdapterConfig, kind="BOFT"):
     """Orthogonal butterfly fine-tuning: rotates what a layer reads by a product of sparse rotations."""
 
+    positive = ("boft_n_butterfly_factor",)
+    shares = ("boft_dropout",)
+
     boft_block_size: int = 4  # features in a block; give it or `boft_block_num`, and 0 for the other
     boft_block_num: int = 0  # number of blocks in a factor
     boft_n_butterfly_factor: int = 1  # m, the number of factors; 1 is OFT with s
@@ -34,13 +37,8 @@ class BOFTConfig(AdapterConfig, kind="BOFT"):
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
 
     def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        wrong += wrong_blocks(boft_block_num=self.boft_block_num, boft_block_size=self.boft_block_size)
-        if self.boft_n_butterfly_factor < 1:
-            wrong.append(f"`boft_n_butterfly_factor`={self.boft_n_butterfly_factor} must be at least 1")
-        if not 0 <= self.boft_dropout < 1:
-            wrong.append(f"`boft_dropout`={self.boft_dropout} must be in [0, 1)")
-        return wrong
+        sizes = wrong_blocks(boft_block_num=self.boft_block_num, boft_block_size=self.boft_block_size)
+        return super().mistakes() + sizes
 
 
 class BOFT(Method):

@@ -40,6 +40,8 @@ PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
 class BottleneckConfig(AdapterConfig, kind="BOTTLENECK"):
     """Small networks of two layers behind, or beside, layers or whole modules of the model."""
 
+    shares = ("bottleneck_dropout",)
+
     placement: str = "pfeiffer"  # "houlsby", "pfeiffer" or "parallel": the default targets; the last is beside them
     reduction_factor: float = 16  # width of what comes out of the module, over that of the network
     non_linearity: str = "relu"  # f
@@ -57,8 +59,6 @@ class BottleneckConfig(AdapterConfig, kind="BOTTLENECK"):
             wrong.append(f"`non_linearity`={self.non_linearity!r} is unknown; choose one of {listing(NONLINEAR)}")
         if self.reduction_factor <= 0:
             wrong.append(f"`reduction_factor`={self.reduction_factor} must be above 0")
-        if not 0 <= self.bottleneck_dropout < 1:
-            wrong.append(f"`bottleneck_dropout`={self.bottleneck_dropout} must be in [0, 1)")
         return wrong
 
 

@@ -41,6 +41,8 @@ STARTS: dict[Any, Init] = {
 class C3AConfig(AdapterConfig, kind="C3A"):
     """Circular convolution adaptation."""
 
+    positive = ("block_size",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
     rank_field: ClassVar[str] = "block_size"
     patterns: ClassVar = {"block_size": "block_size_pattern"}
@@ -56,8 +58,6 @@ class C3AConfig(AdapterConfig, kind="C3A"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.block_size < 1:
-            wrong.append(f"`block_size`={self.block_size} must be at least 1")
         if self.init_weights not in STARTS:
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose one of {listing(STARTS)}")
         return wrong

@@ -21,6 +21,9 @@ from .targets import LORA_TARGETS
 class DeftConfig(AdapterConfig, kind="DEFT"):
     """Decompositional efficient fine-tuning: removes a subspace of the outputs and writes a product there."""
 
+    positive = ("r",)
+    shares = ("deft_dropout",)
+
     r: int = 8  # dimensions of the subspace, at most the layer's outputs
     decomposition_method: str = "relu"  # how P takes away: "relu" (by itself and relu(P)) or "qr" (orthogonally)
     init_scale: float = 1.0  # with `init_weights=False`, a factor on the standard deviation that R starts with
@@ -35,16 +38,12 @@ class DeftConfig(AdapterConfig, kind="DEFT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
         if self.decomposition_method not in ("relu", "qr"):
             wrong.append(f"`decomposition_method`={self.decomposition_method!r} is unknown; choose 'relu' or 'qr'")
         if self.init_scale < 0:
             wrong.append(f"`init_scale`={self.init_scale} must not be negative")
         if self.alpha == 0:
             wrong.append("`alpha`=0 would leave R without effect; give None for no scale, or `para=True` for no R")
-        if not 0 <= self.deft_dropout < 1:
-            wrong.append(f"`deft_dropout`={self.deft_dropout} must be in [0, 1)")
         return wrong
 
 

@@ -22,6 +22,9 @@ SMALLEST = 1e-4  # what |a_i| and |b_i| count as at least: B starts at zero
 class DeloraConfig(AdapterConfig, kind="DELORA"):
     """Decoupled low-rank adaptation: direction by normalised factors, strength by one number a layer."""
 
+    positive = ("r",)
+    shares = ("module_dropout",)
+
     patterns: ClassVar = {"delora_lambda": "lambda_pattern"}
 
     r: int = 8  # rank
@@ -33,14 +36,6 @@ class DeloraConfig(AdapterConfig, kind="DELORA"):
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     rank_pattern: dict[str, int] | None = field(default_factory=dict)  # rank by module name or regular expression
     lambda_pattern: dict[str, float] | None = field(default_factory=dict)  # where l starts likewise
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.module_dropout < 1:
-            wrong.append(f"`module_dropout`={self.module_dropout} must be in [0, 1)")
-        return wrong
 
 
 class Delora(Method):

@@ -25,6 +25,8 @@ FOURIER_TARGETS = LORA_TARGETS | {kind: ["mlp.c_proj"] for kind in ("gpt2", "gpt
 class SpectralConfig(AdapterConfig):
     """What methods have in common that train some coefficients of a transform of the update."""
 
+    positive = ("n_frequency",)
+
     patterns: ClassVar = {"n_frequency": "n_frequency_pattern"}
 
     n_frequency: int = 1000  # trained coefficients, a layer
@@ -39,8 +41,6 @@ class SpectralConfig(AdapterConfig):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.n_frequency < 1:
-            wrong.append(f"`n_frequency`={self.n_frequency} must be at least 1")
         if self.random_loc_seed is None:
             wrong.append("`random_loc_seed`=None: nothing could find the coefficients of a file again; give a number")
         return wrong

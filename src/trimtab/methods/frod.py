@@ -27,6 +27,8 @@ TINY = 1e-6  # what is so much smaller than its like is rounding
 class FrodConfig(AdapterConfig, kind="FROD"):
     """Full-rank updates by scaling, and a little turning, in a basis that like layers share."""
 
+    shares = ("frod_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     projection_prng_key: int = 0  # seed of the places where S is not zero
@@ -48,8 +50,6 @@ class FrodConfig(AdapterConfig, kind="FROD"):
             wrong.append(f"`sparse_rate`={self.sparse_rate} must be in (0, 1]")
         if self.regularization_alpha < 0:
             wrong.append(f"`regularization_alpha`={self.regularization_alpha} must not be negative")
-        if not 0 <= self.frod_dropout < 1:
-            wrong.append(f"`frod_dropout`={self.frod_dropout} must be in [0, 1)")
         return wrong
 
     def at(self, path: str) -> Self:

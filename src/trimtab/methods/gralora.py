@@ -23,6 +23,8 @@ from .targets import LORA_TARGETS
 class GraloraConfig(AdapterConfig, kind="GRALORA"):
     """Granular low-rank adaptation: as many parameters as LoRA, k times its rank."""
 
+    shares = ("gralora_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 32  # rank of a row of blocks together, a multiple of `gralora_k`
@@ -43,8 +45,6 @@ class GraloraConfig(AdapterConfig, kind="GRALORA"):
                 wrong.append(f"`{name}`={value} must be at least {least}")
         if self.gralora_k > 0 and self.r % self.gralora_k:
             wrong.append(f"`r`={self.r} must be a multiple of `gralora_k`={self.gralora_k}: blocks share it evenly")
-        if not 0 <= self.gralora_dropout < 1:
-            wrong.append(f"`gralora_dropout`={self.gralora_dropout} must be in [0, 1)")
         return wrong
 
 

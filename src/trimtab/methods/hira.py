@@ -19,6 +19,9 @@ from .targets import LORA_TARGETS
 class HiraConfig(AdapterConfig, kind="HIRA"):
     """Hadamard high-rank adaptation: a low-rank product that multiplies the weight elementwise."""
 
+    positive = ("r",)
+    shares = ("hira_dropout",)
+
     r: int = 32  # rank of the factor B A
     hira_dropout: float = 0.0  # dropout on the adapter's input
     fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
@@ -29,10 +32,6 @@ class HiraConfig(AdapterConfig, kind="HIRA"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.hira_dropout < 1:
-            wrong.append(f"`hira_dropout`={self.hira_dropout} must be in [0, 1)")
         if self.init_weights not in (True, False, "gaussian"):
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose True, False or 'gaussian'")
         return wrong

@@ -22,18 +22,14 @@ from .targets import LORA_TARGETS
 class HRAConfig(AdapterConfig, kind="HRA"):
     """Householder reflection adaptation: what a layer reads is reflected r times."""
 
+    positive = ("r",)
+
     r: int = 8  # number of reflections
     apply_GS: bool = False  # make their vectors orthogonal, by Gram and Schmidt
     init_weights: bool = True  # start with pairs of equal reflections, without effect: for an even `r`, not `apply_GS`
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     bias: str = "none"  # type: ignore[misc]  # which biases of the base are trained and saved: none, all or hra_only
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        return wrong
 
 
 class HRA(Method):

@@ -25,6 +25,8 @@ from .targets import LORA_TARGETS
 class LilyConfig(AdapterConfig, kind="LILY"):
     """Low-rank adapters that layers share: A by neighbours, and a mixture of Bs by all."""
 
+    positive = ("r", "stride_A")
+
     r: int = 32  # rank; higher than LoRA's, since there are fewer A and B
     stride_A: int = 1  # layers of one name, in their order, that share an A
     num_B: int = 2  # n, how many B all layers of one name share
@@ -35,7 +37,6 @@ class LilyConfig(AdapterConfig, kind="LILY"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in ("r", "stride_A") if getattr(self, k) < 1]
         if self.num_B < 2:
             wrong.append(f"`num_B`={self.num_B} must be at least 2: with one, the router has nothing to choose")
         return wrong

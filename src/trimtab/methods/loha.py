@@ -21,6 +21,9 @@ from .targets import LORA_TARGETS
 class LycorisConfig(AdapterConfig):
     """What the methods of the LyCORIS family have in common."""
 
+    positive = ("r",)
+    shares = ("rank_dropout", "module_dropout")
+
     r: int = 8  # rank
     alpha: float = 8  # numerator of the scale
     rank_dropout: float = 0.0  # in training, the probability of each output row to go without its update
@@ -30,15 +33,6 @@ class LycorisConfig(AdapterConfig):
     alpha_pattern: dict[str, float] | None = field(default_factory=dict)  # alpha likewise
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        for name in ("rank_dropout", "module_dropout"):
-            if not 0 <= (p := getattr(self, name)) < 1:
-                wrong.append(f"`{name}`={p} must be in [0, 1)")
-        return wrong
 
 
 @dataclass(kw_only=True)

@@ -31,6 +31,9 @@ class LoraRuntimeConfig:
 class LoraConfig(AdapterConfig, kind="LORA"):
     """Low-rank adaptation; `r` is the rank, `lora_alpha / r` the factor before the update."""
 
+    positive = ("r",)
+    shares = ("lora_dropout",)
+
     alpha_field: ClassVar[str] = "lora_alpha"
 
     r: int = 8  # rank
@@ -72,10 +75,6 @@ class LoraConfig(AdapterConfig, kind="LORA"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.lora_dropout < 1:
-            wrong.append(f"`lora_dropout`={self.lora_dropout} must be in [0, 1)")
         start = self.init_lora_weights
         if isinstance(start, str) and start != "gaussian" and start_of(start)[0] is None:
             known = ["gaussian", *STARTS]

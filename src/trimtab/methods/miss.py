@@ -23,6 +23,9 @@ from .targets import LORA_TARGETS
 class MissConfig(AdapterConfig, kind="MISS"):
     """Matrix shard sharing."""
 
+    positive = ("r", "mini_r")
+    shares = ("miss_dropout",)
+
     own_bias: ClassVar[str] = "MiSS_only"
 
     r: int = 64  # rows of K; how many inputs apart share one
@@ -35,9 +38,6 @@ class MissConfig(AdapterConfig, kind="MISS"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in ("r", "mini_r") if getattr(self, k) < 1]
-        if not 0 <= self.miss_dropout < 1:
-            wrong.append(f"`miss_dropout`={self.miss_dropout} must be in [0, 1)")
         if self.init_weights not in (True, False, "bat", "mini"):
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose True, False, 'bat' or 'mini'")
         return wrong

@@ -41,6 +41,7 @@ PARTS = ("prefix_task_cols", "prefix_task_rows")
 class MultitaskPromptTuningConfig(PromptTuningConfig, kind="MULTITASK_PROMPT_TUNING"):
     """Multitask prompt tuning: a shared prompt, and for each of `num_tasks` tasks what makes its own of it."""
 
+    positive = ("num_ranks", "num_tasks")
     starts: ClassVar[type[Enum]] = MultitaskPromptTuningInit
 
     prompt_tuning_init: MultitaskPromptTuningInit | str = MultitaskPromptTuningInit.RANDOM  # how the prompt starts
@@ -51,7 +52,6 @@ class MultitaskPromptTuningConfig(PromptTuningConfig, kind="MULTITASK_PROMPT_TUN
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        wrong += [f"`{k}`={n} must be at least 1" for k in ("num_ranks", "num_tasks") if (n := getattr(self, k)) < 1]
         start, path = self.prompt_tuning_init, self.prompt_tuning_init_state_dict_path
         if start in (*ONE_TASK, Start.ONLY_SOURCE_SHARED) and not path:
             wrong.append(f"`prompt_tuning_init_state_dict_path` must be given for {Start(start).value}")

@@ -21,6 +21,8 @@ from .targets import LORA_TARGETS
 class OFTConfig(AdapterConfig, kind="OFT"):
     """Orthogonal fine-tuning: rotates what a layer reads, block by block."""
 
+    shares = ("module_dropout",)
+
     r: int = 0  # number of blocks; give it or `oft_block_size`, and 0 for the other
     oft_block_size: int = 32  # features in a block, a divisor of those that are rotated
     module_dropout: float = 0.0  # probability, in training, that a block does not rotate
@@ -37,8 +39,6 @@ class OFTConfig(AdapterConfig, kind="OFT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes() + wrong_blocks(r=self.r, oft_block_size=self.oft_block_size)
-        if not 0 <= self.module_dropout < 1:
-            wrong.append(f"`module_dropout`={self.module_dropout} must be in [0, 1)")
         if self.coft and self.eps <= 0:
             wrong.append(f"`eps`={self.eps} must be above 0 with `coft`")
         if self.use_cayley_neumann and self.num_cayley_neumann_terms < 2:

@@ -26,6 +26,9 @@ class PromptEncoderReparameterizationType(str, Enum):
 class PromptEncoderConfig(PromptLearningConfig, kind="P_TUNING"):
     """P-tuning: `num_virtual_tokens` embeddings before the input's, computed by a small trained network."""
 
+    positive = ("encoder_hidden_size", "encoder_num_layers")
+    shares = ("encoder_dropout",)
+
     encoder_reparameterization_type: PromptEncoderReparameterizationType | str = PromptEncoderReparameterizationType.MLP
     # the network: "MLP" or "LSTM"
     encoder_hidden_size: int | None = None  # its width; None: that of the embeddings
@@ -37,12 +40,6 @@ class PromptEncoderConfig(PromptLearningConfig, kind="P_TUNING"):
         if (asked := self.encoder_reparameterization_type) not in networks:
             allowed = listing(k.value for k in networks)
             wrong.append(f"`encoder_reparameterization_type`={asked!r} is unknown; choose one of {allowed}")
-        if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
-            wrong.append(f"`encoder_hidden_size`={self.encoder_hidden_size} must be at least 1")
-        if self.encoder_num_layers < 1:
-            wrong.append(f"`encoder_num_layers`={self.encoder_num_layers} must be at least 1")
-        if not 0 <= self.encoder_dropout < 1:
-            wrong.append(f"`encoder_dropout`={self.encoder_dropout} must be in [0, 1)")
         return wrong
 
 

@@ -39,6 +39,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor] | None:
 class PeanutConfig(AdapterConfig, kind="PEANUT"):
     """Weight-aware neural tweakers: a small network that reads the weight and writes its update."""
 
+    positive = ("r",)
+
     r: int = 32  # width of the network
     depth: int = 0  # encoders, and decoders, between A and B
     act_fn: str = "relu"  # the function f, by its name in Transformers' `ACT2FN`
@@ -49,8 +51,6 @@ class PeanutConfig(AdapterConfig, kind="PEANUT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
         if self.depth < 0 or self.depth != int(self.depth):
             wrong.append(f"`depth`={self.depth} must be a whole number, 0 or more")
         if activation(self.act_fn) is None:

@@ -24,6 +24,8 @@ from .targets import LORA_TARGETS
 class PolyConfig(AdapterConfig, kind="POLY"):
     """Polytropon: several tasks share an inventory of LoRA skills, and learn which of them they use."""
 
+    positive = ("r", "n_tasks", "n_skills", "n_splits")
+
     r: int = 8  # rank of each skill
     init_weights: bool = True  # B starts at zero, without effect; False: random
     poly_type: Literal["poly"] = "poly"  # kept for the file format; there is one type
@@ -33,11 +35,6 @@ class PolyConfig(AdapterConfig, kind="POLY"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        wrong += [
-            f"`{k}`={getattr(self, k)} must be at least 1"
-            for k in ("r", "n_tasks", "n_skills", "n_splits")
-            if getattr(self, k) < 1
-        ]
         if self.poly_type != "poly":
             wrong.append(f"`poly_type`={self.poly_type!r} is unknown; choose 'poly'")
         return wrong

@@ -16,6 +16,8 @@ from ..prompt_method import PromptLearningConfig, PromptMethod, VirtualTokens
 class PrefixTuningConfig(PromptLearningConfig, kind="PREFIX_TUNING"):
     """Prefix tuning: `num_virtual_tokens` trained keys and values in every layer."""
 
+    positive = ("encoder_hidden_size",)
+
     init_weights: Literal["zero"] | None = None  # "zero": all keys and values start at zero; None: at random
     encoder_hidden_size: int | None = None  # width between the two layers of the projection; None: that of a token
     prefix_projection: bool = False  # compute the prefix by a network of two layers instead of holding it
@@ -24,8 +26,6 @@ class PrefixTuningConfig(PromptLearningConfig, kind="PREFIX_TUNING"):
         wrong = super().mistakes()
         if self.init_weights not in (None, "zero"):
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose None or 'zero'")
-        if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
-            wrong.append(f"`encoder_hidden_size`={self.encoder_hidden_size} must be at least 1")
         return wrong
 
 

@@ -24,6 +24,9 @@ from .targets import LORA_TARGETS
 class PsoftConfig(AdapterConfig, kind="PSOFT"):
     """Orthogonal fine-tuning in the principal subspace of a weight."""
 
+    positive = ("r",)
+    shares = ("psoft_dropout",)
+
     r: int = 32  # dimensions of that subspace
     psoft_alpha: int = 32  # kept for the file format: what it multiplies is divided by it too
     psoft_dropout: float = 0.0  # dropout on the adapter's input
@@ -44,12 +47,8 @@ class PsoftConfig(AdapterConfig, kind="PSOFT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
         if self.r == 1 and self.psoft_orth:
             wrong.append("`r`=1 leaves nothing to rotate; take at least 2")
-        if not 0 <= self.psoft_dropout < 1:
-            wrong.append(f"`psoft_dropout`={self.psoft_dropout} must be in [0, 1)")
         if self.ab_svd_init not in ("psoft_init", "pissa_init"):
             wrong.append(f"`ab_svd_init`={self.ab_svd_init!r} is unknown; choose 'psoft_init' or 'pissa_init'")
         if self.psoft_svd not in ("full", "lowrank"):

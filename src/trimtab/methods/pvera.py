@@ -23,6 +23,9 @@ from .vera import Vera
 class PveraConfig(AdapterConfig, kind="PVERA"):
     """VeRA that learns a distribution of its low-dimensional features."""
 
+    positive = ("r",)
+    shares = ("pvera_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 256  # rank; higher than LoRA's, since it costs two numbers a rank
@@ -37,14 +40,6 @@ class PveraConfig(AdapterConfig, kind="PVERA"):
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
     sample_at_inference: bool = False  # sample after training, too
     generator_seed: int | None = None  # seed of the samples; None: torch's own. Gradient checkpointing needs None
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.pvera_dropout < 1:
-            wrong.append(f"`pvera_dropout`={self.pvera_dropout} must be in [0, 1)")
-        return wrong
 
 
 class Pvera(Vera):

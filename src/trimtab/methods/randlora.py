@@ -24,6 +24,9 @@ from .targets import LORA_TARGETS
 class RandLoraConfig(AdapterConfig, kind="RANDLORA"):
     """Full-rank updates as sums of random low-rank bases, of which only the scales are trained."""
 
+    positive = ("r",)
+    shares = ("randlora_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 32  # rank of each basis; a smaller one means more bases, and more to train
@@ -38,14 +41,6 @@ class RandLoraConfig(AdapterConfig, kind="RANDLORA"):
     init_weights: bool = True  # l starts at zero, without effect; False: normal
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.randlora_dropout < 1:
-            wrong.append(f"`randlora_dropout`={self.randlora_dropout} must be in [0, 1)")
-        return wrong
 
 
 class RandLora(Factored):

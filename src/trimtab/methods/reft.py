@@ -25,6 +25,8 @@ from ..sites import Site
 class ReftConfig(AdapterConfig, kind="REFT"):
     """Interventions on hidden states; without `target_modules`, on what each block of the model returns."""
 
+    positive = ("r",)
+
     r: int = 4  # dimensions of the subspace
     positions: str = "f4+l4"  # the first and last tokens of a prompt, "f4" or "l4" for one of both; "all": every token
     layers: list[int] | None = None  # the blocks, by index, where `target_modules` is unset; None: all
@@ -33,8 +35,6 @@ class ReftConfig(AdapterConfig, kind="REFT"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
         if self.positions != "all" and not any(self.ends()):
             wrong.append(f"`positions`={self.positions!r} must be as 'f4+l4', 'f4', 'l4', or 'all'")
         return wrong

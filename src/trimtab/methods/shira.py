@@ -30,6 +30,8 @@ class ShiraConfig(AdapterConfig, kind="SHIRA"):
     "random" it is told `random_seed=` too. The function is not saved, and need not be: the places are in the file.
     """
 
+    positive = ("r",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
     mask_fn: ClassVar[Callable[..., Tensor] | None] = None
 
@@ -38,12 +40,6 @@ class ShiraConfig(AdapterConfig, kind="SHIRA"):
     random_seed: int | None = None  # seed of where they lie; None: torch's
     fan_in_fan_out: bool = False  # kept for the file format; the layout is read off the layer
     init_weights: bool = True  # start at zero, without effect; False: normal
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r < 1:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        return wrong
 
 
 class Shira(Method):

@@ -22,6 +22,8 @@ from .targets import LORA_TARGETS
 class SupertuningConfig(AdapterConfig, kind="SUPERTUNING"):
     """Training the entries of a weight that are largest, alone or beside a LoRA."""
 
+    shares = ("sparsity", "lora_dropout")
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     sparsity: float = 0.99  # share of the entries that stay as they are
@@ -39,12 +41,8 @@ class SupertuningConfig(AdapterConfig, kind="SUPERTUNING"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        if not 0 <= self.sparsity < 1:
-            wrong.append(f"`sparsity`={self.sparsity} must be in [0, 1)")
         if self.r is not None and self.r < 1:
             wrong.append(f"`r`={self.r} must be at least 1, or None for no LoRA")
-        if not 0 <= self.lora_dropout < 1:
-            wrong.append(f"`lora_dropout`={self.lora_dropout} must be in [0, 1)")
         return wrong
 
 

@@ -25,6 +25,9 @@ from .targets import LORA_TARGETS
 class TinyLoraConfig(AdapterConfig, kind="TINYLORA"):
     """As few trained numbers as one wants: a vector for a layer, or for many."""
 
+    positive = ("r", "u")
+    shares = ("tinylora_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 2  # singular directions
@@ -42,13 +45,10 @@ class TinyLoraConfig(AdapterConfig, kind="TINYLORA"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in ("r", "u") if getattr(self, k) < 1]
         if not 0 <= self.weight_tying <= 1:
             wrong.append(f"`weight_tying`={self.weight_tying} must be in [0, 1]")
         if self.init_weights not in (True, False, "uniform"):
             wrong.append(f"`init_weights`={self.init_weights!r} is unknown; choose True, False or 'uniform'")
-        if not 0 <= self.tinylora_dropout < 1:
-            wrong.append(f"`tinylora_dropout`={self.tinylora_dropout} must be in [0, 1)")
         return wrong
 
     def at(self, path: str) -> Self:

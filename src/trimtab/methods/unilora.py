@@ -25,6 +25,9 @@ from .targets import LORA_TARGETS
 class UniLoraConfig(AdapterConfig, kind="UNILORA"):
     """One vector, scattered over the low-rank matrices of all layers, is all that is trained."""
 
+    positive = ("r", "theta_d_length")
+    shares = ("unilora_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 4  # rank
@@ -41,14 +44,10 @@ class UniLoraConfig(AdapterConfig, kind="UNILORA"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        sizes = ("r", "theta_d_length")
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in sizes if getattr(self, k) < 1]
         if self.proj_seed < 0:
             wrong.append(f"`proj_seed`={self.proj_seed} must not be negative")
         if self.init_theta_d_bound <= 0:
             wrong.append(f"`init_theta_d_bound`={self.init_theta_d_bound} must be above 0: at zero nothing would learn")
-        if not 0 <= self.unilora_dropout < 1:
-            wrong.append(f"`unilora_dropout`={self.unilora_dropout} must be in [0, 1)")
         return wrong
 
 

@@ -29,6 +29,9 @@ GONE = -1e4
 class VBLoRAConfig(AdapterConfig, kind="VBLORA"):
     """A bank of vectors that all layers share, from which each puts together its low-rank matrices."""
 
+    positive = ("r", "num_vectors", "vector_length", "topk")
+    shares = ("vblora_dropout",)
+
     r: int = 4  # rank
     num_vectors: int = 256  # h, vectors in the bank
     vector_length: int = 256  # b; divides the input and the output features of every adapted layer
@@ -44,12 +47,8 @@ class VBLoRAConfig(AdapterConfig, kind="VBLORA"):
 
     def mistakes(self) -> list[str]:
         wrong = super().mistakes()
-        sizes = ("r", "num_vectors", "vector_length", "topk")
-        wrong += [f"`{k}`={getattr(self, k)} must be at least 1" for k in sizes if getattr(self, k) < 1]
         if self.topk > self.num_vectors:
             wrong.append(f"`topk`={self.topk} vectors cannot be chosen from `num_vectors`={self.num_vectors}")
-        if not 0 <= self.vblora_dropout < 1:
-            wrong.append(f"`vblora_dropout`={self.vblora_dropout} must be in [0, 1)")
         return wrong
 
 

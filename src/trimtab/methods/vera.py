@@ -21,6 +21,9 @@ from .targets import VERA_TARGETS
 class VeraConfig(AdapterConfig, kind="VERA"):
     """Vector-based random matrix adaptation."""
 
+    positive = ("r",)
+    shares = ("vera_dropout",)
+
     exclude_modules: ClassVar[Any] = None  # type: ignore[misc]  # not in this method's file format
 
     r: int = 256  # rank; higher than LoRA's, since it costs one number a rank
@@ -33,14 +36,6 @@ class VeraConfig(AdapterConfig, kind="VERA"):
     init_weights: bool = True  # b starts at zero, without effect; False: at one, and d is normal
     layers_to_transform: list[int] | int | None = None  # type: ignore[misc]  # only layers with these indices
     layers_pattern: list[str] | str | None = None  # type: ignore[misc]  # name of the list that holds the layers
-
-    def mistakes(self) -> list[str]:
-        wrong = super().mistakes()
-        if self.r <= 0:
-            wrong.append(f"`r`={self.r} must be at least 1")
-        if not 0 <= self.vera_dropout < 1:
-            wrong.append(f"`vera_dropout`={self.vera_dropout} must be in [0, 1)")
-        return wrong
 
 
 class Vera(Method):
