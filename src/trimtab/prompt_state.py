@@ -9,6 +9,7 @@ from torch import Tensor
 from .errors import AdapterFileError
 from .prompt_method import ENCODER_KEY, PROMPT_KEY, into_rows
 from .state import Entry, LoadResult, _copy_into, fit
+from .watch import evaluating
 from .wrappers import ModulesToSaveWrapper
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ def _entries(model: "PeftModel", name: str) -> tuple[dict[str, Entry], dict[str,
 def state(model: "PeftModel", name: str) -> dict[str, Tensor]:
     """The tensors of adapter `name` by file key: the finished prompt, what made it, and the modules trained in full."""
     encoder = model.prompt_encoder[name]
-    training = encoder.training
-    prompt = encoder.eval()()
-    encoder.train(training)
+    with evaluating(encoder):
+        prompt = encoder()
     own, saved = _entries(model, name)
     return {key: e.tensor.detach() for key, e in (own | saved).items()} | {PROMPT_KEY: prompt.detach()}
 

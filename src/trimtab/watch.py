@@ -4,7 +4,8 @@ Most methods look at nothing but their layer. One that does (a task's number, th
 defines `Method.before` or `Method.after`; the base model then carries one hook for each, which a generation passes too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -95,3 +96,15 @@ def add_to_loss(model: nn.Module, output: Any, term: Callable[[], Tensor]) -> An
     if model.training and isinstance(output, dict) and "loss" in output:
         output["loss"] = output["loss"] + term().to(output["loss"].device)
     return output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, a model is in evaluation mode."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

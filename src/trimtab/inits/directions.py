@@ -5,13 +5,12 @@ An incremental SVD (https://doi.org/10.1007/s11263-007-0075-7) of each layer's i
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import AdapterError, listing
 
@@ -131,15 +130,3 @@ def placed(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {k: placed(v, device) for k, v in batch.items()}
     return [placed(v, device) for v in batch] if isinstance(batch, (list, tuple)) else batch
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, a model is in evaluation mode."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -20,8 +20,9 @@ from ..methods.options import Options
 from ..model import PeftModel
 from ..sites import Site
 from ..tuner import progress
+from ..watch import evaluating
 from .data import linear_layers, looking, options_of
-from .directions import Directions, Prepare, Search, endless, evaluating, placed
+from .directions import Directions, Prepare, Search, endless, placed
 
 
 @dataclass(kw_only=True)
