@@ -145,7 +145,8 @@ def test_the_new_adapter_is_inactive_and_frozen():
 
 
 REFUSED = {
-    "DoRA": ({"second": {"use_dora": True}}, {}, "lora_magnitude_vector"),
+    "LoRA and DoRA": ({"second": {"use_dora": True}}, {}, "of different methods: 'Lora', 'Dora'"),
+    "DoRA": ({"first": {"use_dora": True}, "second": {"use_dora": True}}, {}, "lora_magnitude_vector"),
     "a bias": ({"second": {"lora_bias": True, "target_modules": ["linear"]}}, {}, "lora_B"),
     "modules in full": ({"second": {"modules_to_save": ["grouped"]}}, {}, "modules_to_save"),
     "a changed base": ({"second": {"init_lora_weights": "pissa", "target_modules": ["linear"]}}, {}, "base weight"),
@@ -182,7 +183,7 @@ def test_what_is_not_defined_is_refused_with_the_reason(case):
 def test_other_methods_are_refused():
     model = trimtab.get_peft_model(Net(), trimtab.LoHaConfig(target_modules=["linear"]), "x", mixed=True)
     model.add_adapter("y", trimtab.LoraConfig(target_modules=["linear"]))
-    with pytest.raises(trimtab.AdapterError, match=r"LOHA adapters cannot be combined.*'LORA'"):
+    with pytest.raises(trimtab.AdapterError, match=r"LoHa adapters cannot be combined.*'Lora'"):
         model.add_weighted_adapter(["x"], [1.0], "z")
-    with pytest.raises(trimtab.AdapterError, match="different methods: 'LOHA', 'LORA'"):
+    with pytest.raises(trimtab.AdapterError, match="different methods: 'LoHa', 'Lora'"):
         model.add_weighted_adapter(["x", "y"], [1.0, 1.0], "z")

@@ -271,13 +271,13 @@ def _combined(layer: AdapterLayer, method: Method, cfg: Any, recipe: Recipe, ran
 
 def common_method(tuner: "Tuner", recipe: Recipe) -> Method:
     """The one method of the adapters. Raises `AdapterError` unless its update is a product of two factors."""
-    kinds = sorted({tuner.peft_config[n].kind for n in recipe.adapters})
-    if len(kinds) > 1:
-        raise AdapterError(f"{listing(recipe.adapters)} are of different methods: {listing(kinds)}; choose one")
-    method = method_of(tuner.peft_config[recipe.adapters[0]])
+    methods = list(dict.fromkeys(method_of(tuner.peft_config[n]) for n in recipe.adapters))
+    method, named = methods[0], [type(m).__name__ for m in methods]
+    if len(methods) > 1:
+        raise AdapterError(f"{listing(recipe.adapters)} are of different methods: {listing(named)}; choose one")
     if not method.product:
-        able = sorted(name for name, m in METHODS.items() if m.product)
-        raise AdapterError(f"{kinds[0]} adapters cannot be combined: only updates B A can ({listing(able)})")
+        able = sorted(type(m).__name__ for m in METHODS.values() if m.product)
+        raise AdapterError(f"{named[0]} adapters cannot be combined: only updates B A can ({listing(able)})")
     return method
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, listing
-from ..method import Adapter, Slot, kaiming, zeros
+from ..method import Adapter, Slot, kaiming, method_of, zeros
 from ..model import PeftModel
 from ..sites import Site
 from .lora import Lora, LoraConfig
@@ -143,7 +143,7 @@ def _obstacles(tasks: Mapping[str, Any], general: Mapping[str, Any]) -> Iterator
     if not tasks:
         yield "`task_specific_adapter_paths` is empty: there is nothing to mix"
     configs = {name: LoraConfig.from_pretrained(path) for name, path in {**tasks, **general}.items()}
-    if other := [n for n, c in configs.items() if not isinstance(c, LoraConfig) or c.use_dora or c.arrow_config]:
+    if other := [n for n, c in configs.items() if type(method_of(c)) is not Lora]:
         yield f"only plain LoRA adapters can be mixed, not {listing(other)}"
     elif general and len({c.r for c in configs.values()}) > 1:
         ranks = [c.r for c in configs.values()]
