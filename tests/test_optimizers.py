@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import trimtab
-import trimtab.optimizers as ours
 from trimtab import LoraConfig, get_peft_model
+from trimtab import optimizers as ours
 
 OPTIONS = {
     "lora_alpha": 6,

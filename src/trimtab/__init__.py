@@ -10,6 +10,7 @@ Importing this package loads torch, safetensors and the standard library, nothin
 from . import compat as compat
 from . import fast as fast
 from . import inits as inits
+from . import optimizers as optimizers
 from . import tuners as tuners
 from . import utils as utils
 from ._version import __version__

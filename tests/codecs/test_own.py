@@ -204,6 +204,12 @@ def test_what_cannot_be_quantised_is_said_and_nothing_is_changed(name):
     assert {k: type(m) for k, m in model.named_modules()} == before
 
 
+@pytest.mark.parametrize("codec", ["nf4", NF4, 4])
+def test_what_is_no_codec_is_said(codec):
+    with pytest.raises(trimtab.ConfigError, match=r"is no codec; pass NF4\(\), Int8\(\) or FP8\(\)"):
+        quantize_(models.base("wide"), codec)
+
+
 # under adapters
 def adapted(**options):
     return models.shake(get_peft_model(stored(), LoraConfig(target_modules=LAYERS, **options)))

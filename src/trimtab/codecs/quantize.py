@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import TargetError, listing
+from ..errors import ConfigError, TargetError, listing
 from ..inject import switches
 from ..match import HEADS, Place, hits, suggest, walk
 from ..sites import site_type
@@ -27,8 +27,11 @@ def quantize_(model: nn.Module, codec: Codec | None = None, modules: str | Seque
         modules: names (endings) or one regular expression of linear layers and embeddings; all linear layers except
             the heads by default.
 
-    Raises `TargetError`, with all that is wrong and nothing changed.
+    Raises `ConfigError` for what is no codec, and `TargetError` with all that is wrong; nothing is changed then.
     """
+    codec = NF4() if codec is None else codec
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"quantize_: {codec!r} is no codec; pass NF4(), Int8() or FP8(), from trimtab")
     if any(switches(model)):
         raise TargetError("quantize_: the model has adapters already; quantise the base before they are put in")
     places = list(walk(model))
@@ -41,7 +44,7 @@ def quantize_(model: nn.Module, codec: Codec | None = None, modules: str | Seque
     for place in chosen:
         layer = place.module
         if layer not in done:
-            done[layer] = KINDS[site_type(layer).kind](layer, codec or NF4())  # type: ignore[union-attr]
+            done[layer] = KINDS[site_type(layer).kind](layer, codec)  # type: ignore[union-attr]
         place.parent._modules[place.key] = done[layer]
     return model
 
