@@ -89,9 +89,7 @@ class Named:
 @contextmanager
 def attending(layer: Any, attend: Callable[..., Any]) -> Iterator[None]:
     """Within it, an attention module calls `attend(the attention function that it would have called, ...)`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attend)
+    _globals(layer)["ALL_ATTENTION_FUNCTIONS"].register(NAME, _attend)
     config = layer.config
     layer.config = Named(config, attend)
     try:
