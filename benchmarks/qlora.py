@@ -2,7 +2,7 @@
 
     pip install gguf
     python -m benchmarks.qlora                          # 80 steps of 8 dialogues: 2 to 5 minutes a row on a CPU
-    python -m benchmarks.qlora --steps 600 --batch 16   # a GPU
+    python -m benchmarks.qlora --steps 300 --batch 16 --seeds 3   # a GPU
 
 SmolLM2-135M-Instruct learns the answers of the English chatterbot corpus. Its public weights are a GGUF file, converted
 once into the cache; they were stored in four bits (Q4_1) there, and are the bf16 base here. QLoRA's hope is that all
@@ -107,11 +107,15 @@ def bitsandbytes_(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), name, made.to(layer.weight.device))
 
 
+LOFTQ = "QLoRA, NF4, LoftQ start"
+
+
 def variants() -> dict[str, Callable[[nn.Module], object]]:
     """How the base of each row is stored."""
     rows: dict[str, Callable[[nn.Module], object]] = {
         "LoRA, bf16 base": lambda model: None,
         "QLoRA, NF4": lambda model: quantize_(model, NF4(double_quant=True)),
+        LOFTQ: lambda model: quantize_(model, NF4(double_quant=True)),
         "LoRA, int8 base": lambda model: quantize_(model, Int8()),
     }
     if find_spec("bitsandbytes"):
@@ -131,8 +135,8 @@ def validated(model: Any, data: list[tuple[list[int], int]], device: str) -> flo
     return total / count
 
 
-def run(store: Callable[[nn.Module], object], options: argparse.Namespace, device: str) -> dict[str, float]:
-    """Train one row; losses, seconds and sizes."""
+def run(name: str, options: argparse.Namespace, seed: int, device: str) -> dict[str, float]:
+    """Train one row with one seed; losses, seconds and sizes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gc.collect()  # the row before is full of cycles
@@ -143,12 +147,17 @@ def run(store: Callable[[nn.Module], object], options: argparse.Namespace, devic
     held = int(SHARE * len(data))
     test, train = data[:held][: options.validate], data[held:]
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device)
-    store(base)
+    variants()[name](base)
     size = sum(p.numel() * p.element_size() for p in base.model.layers.parameters())
     base.config.use_cache = False
-    torch.manual_seed(0)
-    config = trimtab.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    random.Random(seed).shuffle(train)
+    config = trimtab.LoraConfig(
+        r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model = trimtab.get_peft_model(base, config).train()
+    if name == LOFTQ:
+        trimtab.replace_lora_weights_loftq(model, folder)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=options.rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / options.steps)
     row = {"layers_mb": size / 1e6, "validation_loss_before": validated(model, test, device)}
@@ -179,15 +188,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="dialogues a step")
     parser.add_argument("--validate", type=int, default=128, help="dialogues held out, at most")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to zero in a line")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the adapters")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how often each row is trained, by other starts and orders"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: dict[str, Any] = {}
-    for name, store in variants().items():
-        rows[name] = run(store, options, device)
+    for name in variants():
+        rows[name] = [run(name, options, seed, device) for seed in range(options.seeds)]
         print(f"{name}: {rows[name]}", flush=True)
     first = next(iter(rows.values()))
-    rows["loss over LoRA, bf16 base"] = {
-        name: {k: round(row[k] / first[k], 4) for k in ("train_loss", "validation_loss")} for name, row in rows.items()
+    rows["validation loss over LoRA, bf16 base, by seed"] = {
+        name: [
+            round(row["validation_loss"] / base["validation_loss"], 4) for row, base in zip(row_, first, strict=True)
+        ]
+        for name, row_ in rows.items()
     }
     keep(f"qlora_{device}", {"options": vars(options)} | rows)
 
