@@ -324,6 +324,13 @@ class Method:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
         raise NotImplementedError
 
+    def doubled(self, cfg: Any) -> Any:
+        """The configuration with twice the rank everywhere, at the same scale; of a method with a `product`.
+
+        Raises `ConversionError` for an adapter that needs none, as its base is what it was.
+        """
+        raise NotImplementedError
+
     def shared(
         self, shapes: Mapping[str, tuple[int, ...]], cfg: Any, sites: Mapping[str, Site]
     ) -> Mapping[str, Tensor]:

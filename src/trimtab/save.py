@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,10 +39,18 @@ model = PeftModel.from_pretrained(base_model, "{folder}")
 """
 
 
-def save_adapter(
-    model: "PeftModel", name: str, folder: Path, embeddings: str | bool, state_dict: Mapping[str, Tensor] | None
-) -> None:
-    """Write one adapter of a model into a folder, making it if needed."""
+class Contents(NamedTuple):
+    """What an adapter's files are to hold; the fingerprint is that of its base, if it is known."""
+
+    cfg: Any
+    tensors: Mapping[str, Tensor]
+    fingerprint: Fingerprint | None
+
+
+def contents(
+    model: "PeftModel", name: str, embeddings: str | bool = "auto", state_dict: Mapping[str, Tensor] | None = None
+) -> Contents:
+    """What the files of one adapter of a model are to hold. Raises `AdapterFileError` where values are missing."""
     cfg = model.peft_config[name]
     if model.is_prompt_learning:
         tensors = prompt_state.state(model, name)
@@ -53,9 +61,7 @@ def save_adapter(
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )
-    write_adapter(folder, cfg, tensors, model.fingerprint)
-    if not (folder / "README.md").exists():
-        write_card(model, name, folder)
+    return Contents(cfg, tensors, model.fingerprint)
 
 
 def write_adapter(folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerprint: Fingerprint | None) -> None:
