@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import inject, prompt_state, state
+from . import inject, prompt_state, signs, state
 from .config import AdapterConfig, PeftConfig
 from .difference import from_start
 from .errors import AdapterError, AdapterFileError, ConfigError, listing
@@ -14,6 +14,7 @@ from .files import find
 from .fingerprint import METADATA_KEY, differences
 from .method import method_of
 from .save import contents, read, write_adapter, write_card
+from .signs import Signs
 from .state import WEIGHTS_NAME, LoadResult
 
 if TYPE_CHECKING:
@@ -173,4 +174,8 @@ class AdapterFolders:
             state.report_base(wrong, strict)
         if self.is_prompt_learning:
             return prompt_state.load(self, name, tensors, strict)
-        return state.load_state(self.base_model, name, cfg, tensors, "base_model.", strict)
+        found = Signs(self.base_model, name, metadata.get(signs.METADATA_KEY, "{}"))
+        found.check(strict)
+        result = state.load_state(self.base_model, name, cfg, tensors, "base_model.", strict)
+        found.turn()
+        return result
