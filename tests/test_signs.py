@@ -8,6 +8,8 @@ from tests import models
 import trimtab
 from trimtab import CONFIGS, PeftModel, get_peft_model
 from trimtab import AdapterFileError as FileError
+from trimtab.hotswap import hotswap_adapter
+from trimtab.inits.lora_ga import preprocess_loraga
 from trimtab.methods import adamss, frod, psoft
 
 IDS = models.inputs("zoo")["ids"]
@@ -103,3 +105,30 @@ def test_what_comes_out_as_something_else_is_refused(case, message, tmp_path, mo
     assert type(base.lin0) is torch.nn.Linear
     with pytest.warns(trimtab.TrimtabWarning, match=message):
         PeftModel.from_pretrained(base, tmp_path, strict=False)
+
+
+def test_swapping_in_place_turns_too(tmp_path, monkeypatch):
+    wanted = saved("PSOFT", tmp_path)
+    elsewhere("PSOFT", monkeypatch)
+    model = get_peft_model(models.base("zoo"), CONFIGS["PSOFT"](target_modules=TARGETS, r=3)).eval()
+    hotswap_adapter(model, tmp_path, "default")
+    torch.testing.assert_close(model(IDS), wanted)
+    hotswap_adapter(model, tmp_path, "default")  # nothing is left to turn
+    torch.testing.assert_close(model(IDS), wanted)
+
+
+def test_the_rest_that_lora_ga_leaves_is_the_same(monkeypatch):
+    svd, rests = torch.linalg.svd, []
+
+    def mirrored(w, **options):
+        u, s, v = svd(w, **options)
+        signs = torch.tensor([-1.0] + [1.0] * (len(s) - 1))
+        return u * signs, s, signs.unsqueeze(1) * v
+
+    for found in (svd, mirrored):
+        monkeypatch.setattr(torch.linalg, "svd", found)
+        base = models.base("zoo")
+        config = trimtab.LoraConfig(r=2, target_modules=["lin0"], init_lora_weights="lora_ga")
+        preprocess_loraga(base, config, lambda base=base: base(IDS).square().sum().backward())
+        rests.append(get_peft_model(base, config).unload().lin0.weight)
+    torch.testing.assert_close(*rests)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .errors import AdapterFileError, warn
 from .fingerprint import SMALLEST, TOLERANCE
-from .layer import AdapterLayer
-from .match import modules
+from .match import adapter_layers
 
 METADATA_KEY = "trimtab_derived"
 
@@ -25,12 +24,12 @@ Mark = list[list[float]]
 def derived(model: nn.Module, name: str) -> dict[str, tuple[Tensor, int]]:
     """By key, all that adapter `name` derives and that could come out otherwise, and the axis of its vectors."""
     found: dict[str, tuple[Tensor, int]] = {}
-    for path, layer in modules(model):
-        a = layer.adapters.get(name) if isinstance(layer, AdapterLayer) else None
+    for layer in adapter_layers(model):
+        a = layer.adapters.get(name)
         for slot in a.slots.values() if a is not None and not a.follows else ():
             if slot.signs is not None and not slot.saved:
-                owner, part = a.layer.holder(slot, name)  # type: ignore[union-attr]
-                key = slot.place if slot.shared else f"{path}.{slot.place}"
+                owner, part = layer.holder(slot, name)
+                key = slot.place if slot.shared else f"{layer.path}.{slot.place}"
                 found[key] = getattr(owner, part), slot.signs
     return {key: held for key, held in found.items() if not held[0].is_meta}
 
