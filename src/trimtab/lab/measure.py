@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ def _gpu_joules() -> list[float]:
     if not torch.cuda.is_available():
         return []
     try:
-        import pynvml
-
+        pynvml = import_module("pynvml")  # comes with NVIDIA's packages, where it does
         pynvml.nvmlInit()
         devices = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(torch.cuda.device_count())]
         return [pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3 for device in devices]
