@@ -38,6 +38,8 @@ class Task(Option):
     """What is measured, from 0 to 1, higher being better: key -> heading. The first one draws the picture."""
     select_by: ClassVar[str]
     """The metric that chooses the best checkpoint on the validation part."""
+    higher_is_better: ClassVar[bool] = True
+    """Whether that metric is better when it is higher."""
 
     @abstractmethod
     def columns(self) -> list[str]:
