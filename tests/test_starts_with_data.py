@@ -188,6 +188,9 @@ def test_what_cannot_be():
             lambda: preprocess_loraga(Net(), prepared("lora_ga"), lambda: None)
         ),
         "`corda_method`='x' is unknown": (lambda: prepared("corda", corda_config={"corda_method": "x"})),
+        "2 `r`=8 directions are needed, and the gradient has 6": (
+            lambda: get_peft_model(Net(), LoraConfig(r=4, target_modules=["one"], init_lora_weights="lora_ga"))
+        ),
         "`direction`='x' is unknown.*`scale`='y' is unknown.*`stable_gamma`=0 must": (
             lambda: prepared("lora_ga", lora_ga_config={"direction": "x", "scale": "y", "stable_gamma": 0})
         ),
