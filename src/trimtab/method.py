@@ -96,6 +96,7 @@ class Slot:
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
+    make: Callable[[], nn.Module] | None = None  # of a module that computes: it, in which `part` names the tensor
 
     @property
     def place(self) -> str:
@@ -300,7 +301,8 @@ class Method:
         return self.weight(w, a), self.bias(b, a)
 
     input: Callable[..., Tensor] | None = None
-    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
+    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`; what a
+    module as a whole reads too."""
     output: Callable[..., Tensor] | None = None
     """`output(x, y, a)`: the result, from the base layer's `y`. The other part of that equivalent."""
 
@@ -356,6 +358,9 @@ class Method:
     def trained_along(self, cfg: Any) -> Sequence[str]:
         """The names of companions that are trained when the adapter is."""
         return ()
+
+    def meet(self, model: nn.Module, cfg: Any) -> None:
+        """Note in `cfg`, as `prepare` does, what depends on the base model; comes before it. Raises `ConfigError`."""
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.
