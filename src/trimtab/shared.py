@@ -41,7 +41,7 @@ def make_shared(model: nn.Module, request: "Request", mounts: Sequence["Mount"])
         part = slot.part if slot.module else ""
         together = held.setdefault(slot.name, Shared())
         if slot.make and request.name not in together._modules:
-            together.add_module(request.name, slot.make())
+            together.add_module(request.name, slot.make().train(model.training))
         together.put(request.name, part, start, slot.trainable)
     return held
 

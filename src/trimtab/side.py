@@ -68,12 +68,12 @@ def held_by(model: nn.Module, adapter: str) -> Any:
     return next(layer for layer in adapter_layers(model) if adapter in layer.adapters)
 
 
-def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0) -> Any:
+def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0, check: bool = True) -> Any:
     """The cache of an adapter's network: layers behind the model's own in its cache, so that they are reordered, cut
     and copied together.
 
     `blocks`: how many of the model's own there are; `new`: the tokens that are in these, but not yet in the others.
-    Raises `AdapterError` where the model's cache knows tokens that the network has not seen.
+    Raises `AdapterError`, with `check`, where the model's cache knows tokens that the network has not seen.
     """
     from transformers.cache_utils import Cache, DynamicCache
 
@@ -87,7 +87,7 @@ def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0) -> 
         cache.layers.extend(DynamicCache(config=config).layers)
         where[adapter] = first, len(cache.layers)
     own = Cache(layers=cache.layers[slice(*where[adapter])])
-    if not torch.compiler.is_compiling() and int(own.get_seq_length()) + new != int(cache.get_seq_length()):
+    if check and not torch.compiler.is_compiling() and int(own.get_seq_length()) + new != int(cache.get_seq_length()):
         raise AdapterError(f"the cache holds tokens that adapter {adapter!r} has not seen; begin with an empty one")
     return own
 

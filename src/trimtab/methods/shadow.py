@@ -91,7 +91,7 @@ class Shadow(Method):
         vars(cfg).update(nets=nets, borrows=borrows, width=base.hidden_size, blocks=len(names))
 
     def prepare(self, cfg: ShadowConfig, sites: Mapping[str, Site]) -> None:
-        vars(cfg)["order"] = {path: i for i, path in enumerate(sites)}
+        vars(cfg).update(order={path: i for i, path in enumerate(sites)}, first=next(iter(sites.values()), None))
 
     def slots(self, site: Site, cfg: ShadowConfig) -> dict[str, Slot]:
         facts = vars(cfg)
@@ -109,6 +109,8 @@ class Shadow(Method):
             for i, (out, inp) in ((0, (inside, d)), (2, (d, inside))):
                 slots[f"{key}{i}"] = slot(name, f"{i}.weight", (out, inp), kaiming)
                 slots[f"{key}{i}_bias"] = slot(name, f"{i}.bias", (out,), uniform(inp**-0.5))
+        if site is not facts["first"]:
+            return slots
         for name, net in facts["nets"].items():
             net.to(site.device if site.device.type != "meta" else "cpu")
             slots |= parts(name, net, shared=True, file=f"{name}.default")
@@ -150,7 +152,7 @@ class Shadow(Method):
             F.linear(F.gelu(F.linear(z, a.tensor(f"{k}0"), a.tensor(f"{k}0_bias"))), a.tensor(f"{k}2"), bias)
             for k, bias in (("T", a.T2_bias), ("G", a.G2_bias))
         )
-        a.call["states"][a.cfg.order[a.layer.path] + 1] = torch.lerp(s, t, g.sigmoid())
+        a.call["states"][a.cfg.order[a.layer.path] + 1] = s + g.sigmoid() * (t - s)
         return y
 
     def state(self, a: Any) -> Tensor:
