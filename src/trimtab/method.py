@@ -301,8 +301,8 @@ class Method:
         return self.weight(w, a), self.bias(b, a)
 
     input: Callable[..., Tensor] | None = None
-    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`; what a
-    module as a whole reads too."""
+    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of
+    `weight`; of a module as a whole, what that reads."""
     output: Callable[..., Tensor] | None = None
     """`output(x, y, a)`: the result, from the base layer's `y`. The other part of that equivalent."""
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,14 +68,23 @@ def held_by(model: nn.Module, adapter: str) -> Any:
     return next(layer for layer in adapter_layers(model) if adapter in layer.adapters)
 
 
-def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0, check: bool = True) -> Any:
-    """The cache of an adapter's network: layers behind the model's own in its cache, so that they are reordered, cut
-    and copied together.
+def new_cache(config: Any) -> Any:
+    """An empty cache for a network with this configuration."""
+    from transformers.cache_utils import DynamicCache
 
-    `blocks`: how many of the model's own there are; `new`: the tokens that are in these, but not yet in the others.
-    Raises `AdapterError`, with `check`, where the model's cache knows tokens that the network has not seen.
+    return DynamicCache(config=config)
+
+
+def beside(
+    cache: Any, adapter: str, blocks: int, config: Any, new: int = 0, check: bool = True, own: Any = None
+) -> Any:
+    """The cache of an adapter's network: layers in the model's cache, behind its own, to be cut and reordered alike.
+
+    `blocks`: how many of the model's own there are; `new`: the tokens that are in these, but not yet in the others;
+    `own`: the cache whose layers they shall be. Raises `AdapterError`, with `check`, where the model's cache knows
+    tokens that the network has not seen.
     """
-    from transformers.cache_utils import Cache, DynamicCache
+    from transformers.cache_utils import Cache
 
     if not hasattr(cache, "layers"):
         raise AdapterError(f"a network beside the model cannot extend a {type(cache).__name__}; use a DynamicCache")
@@ -84,7 +93,7 @@ def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0, che
         while len(cache.layers) < blocks:
             cache.layers.append(cache.layer_class_to_replicate())
         first = len(cache.layers)
-        cache.layers.extend(DynamicCache(config=config).layers)
+        cache.layers.extend((new_cache(config) if own is None else own).layers)
         where[adapter] = first, len(cache.layers)
     own = Cache(layers=cache.layers[slice(*where[adapter])])
     if check and not torch.compiler.is_compiling() and int(own.get_seq_length()) + new != int(cache.get_seq_length()):
@@ -92,9 +101,9 @@ def beside(cache: Any, adapter: str, blocks: int, config: Any, new: int = 0, che
     return own
 
 
-def check_checkpointing(state: Tensor) -> None:
-    """Refuse a block that runs without a graph though what comes to it beside the model's states has one."""
-    if state.requires_grad and not torch.is_grad_enabled():
+def check_checkpointing(call: Mapping[str, Any]) -> None:
+    """Refuse a block that runs without a graph within a call that has one (`graph`): no state would carry it on."""
+    if call["graph"] and not torch.is_grad_enabled():
         raise AdapterError(
             "gradient checkpointing with use_reentrant=True loses the gradients of a network beside the model; "
             "use gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"

@@ -81,33 +81,21 @@ def test_a_cache_that_the_ladder_has_not_seen_is_refused():
         model(input_ids=both[:, 4:], past_key_values=cache, adapter_names=["default", "__base__"])
 
 
-def test_checkpointing_keeps_the_gradients():
-    found = []
-    for on in (False, True):
-        model = adapted().train()
-        if on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model(**models.inputs("llama")).loss.backward()
-        found.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for key, gradient in found[0].items():
-        torch.testing.assert_close(found[1][key], gradient)
-
-
 def test_a_whole_model_compiles():
     model = adapted()
     batch = {"input_ids": prompts()["input_ids"], "use_cache": False}
+    expected = model(**batch).logits
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+    torch.testing.assert_close(compiled(**batch).logits, expected)
     torch._dynamo.reset()
 
 
 def test_what_cannot_be():
     with pytest.raises(trimtab.ConfigError, match="`reduction`=0 must be at least 1; `temperature`=0 must be above 0"):
         LSTConfig(reduction=0, temperature=0)
-    with pytest.raises(trimtab.ConfigError, match="`reduction`=3 does not divide the 16 features"):
+    with pytest.raises(trimtab.ConfigError, match=r"`reduction`=3 does not divide the 16 features"):
         get_peft_model(models.base("llama"), LSTConfig(reduction=3))
-    with pytest.raises(trimtab.ConfigError, match="'model.layers.0.mlp' is none of the model's blocks"):
+    with pytest.raises(trimtab.ConfigError, match=r"'model\.layers\.0\.mlp' is none of the model's blocks"):
         get_peft_model(models.base("llama"), LSTConfig(reduction=2, target_modules=["mlp"]))
     with pytest.raises(trimtab.ConfigError, match="needs a model with one stack of blocks"):
         get_peft_model(models.base("t5"), LSTConfig())

@@ -4,9 +4,11 @@ import peft
 import pytest
 import torch
 from tests import models
+from torch.utils.checkpoint import checkpoint
 
 import trimtab
 from trimtab import get_peft_model
+from trimtab.methods.lst import LSTConfig
 from trimtab.methods.shadow import ShadowConfig
 
 OPTIONS = {"r": 2, "task_type": "CAUSAL_LM"}
@@ -79,29 +81,43 @@ def test_a_call_can_go_on_from_the_cache_of_another():
         model(input_ids=ids[:, 4:], past_key_values=cache)
 
 
-def test_checkpointing_keeps_the_gradients():
-    found = []
-    for checkpointing in (None, {"use_reentrant": False}, {"use_reentrant": True}):
-        model = adapted(shadow_dropout=0.0).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-        if checkpointing == {"use_reentrant": True}:
-            model.enable_input_require_grads()
-            with pytest.raises(trimtab.AdapterError, match="use_reentrant=True loses the gradients"):
-                model(**models.inputs("llama"))
-            continue
-        model(**models.inputs("llama")).loss.backward()
-        found.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for key, gradient in found[0].items():
-        torch.testing.assert_close(found[1][key], gradient)
+def gradients(model):
+    model(**models.inputs("llama")).loss.backward()
+    return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("config", [ShadowConfig(shadow_dropout=0.0), LSTConfig(reduction=2)], ids=lambda c: c.kind)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_keeps_the_gradients(config, reentrant):
+    model = models.shake(get_peft_model(models.base("llama"), config)).train()
+    expected = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient)
+
+
+@pytest.mark.parametrize("config", [ShadowConfig(), LSTConfig(reduction=2)], ids=lambda c: c.kind)
+def test_a_checkpoint_around_an_adapter_that_would_lose_gradients_is_refused(config):
+    def reentrant(forward):
+        return lambda x, **kwargs: checkpoint(lambda x: forward(x, **kwargs), x, use_reentrant=True)
+
+    model = get_peft_model(models.base("llama"), config).train()
+    model.enable_input_require_grads()
+    for layer in model.base_model.layers:
+        layer.forward = reentrant(layer.forward)
+    with pytest.raises(trimtab.AdapterError, match="use_reentrant=True loses the gradients"):
+        model(**models.inputs("llama"), use_cache=False)
 
 
 def test_a_whole_model_compiles():
     model = adapted(shadow_alpha=1.0)
     batch = {"input_ids": prompts()["input_ids"], "use_cache": False}
+    expected = model(**batch).logits
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+    torch.testing.assert_close(compiled(**batch).logits, expected)
     torch._dynamo.reset()
 
 

@@ -2,7 +2,6 @@
 
 from tests.row import Row, without
 
-
 NO_GRAPH = "the first block's result has no graph, which is the purpose: see test_lst.py"
 RANDOM = "the model's own dropout is random"
 UNMOVED = "attention does not depend on a bias of its keys, whose gradient is zero but for rounding"

@@ -13,6 +13,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -56,10 +57,9 @@ class LadderSite(BlockSite):
 
     def around(self, after: After, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.rest = args, kwargs
-        try:
-            return super().around(after, layer, x, *args, **kwargs)
-        finally:
-            self.rest = (), {}
+        out = super().around(after, layer, x, *args, **kwargs)
+        self.rest = (), {}
+        return out
 
 
 class LST(Method):
@@ -109,18 +109,21 @@ class LST(Method):
         return slots | parts("lst_block", net)
 
     def before(self, model: nn.Module, name: str, cfg: LSTConfig, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"states": {}}
+        return {"states": {}, "graph": torch.is_grad_enabled()}
 
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:  # type: ignore[override]
+    def input(self, x: Tensor, a: Any) -> Tensor:
+        return x if a.cfg.i else x.detach()  # embeddings may have a graph, as `enable_input_require_grads` makes them
+
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         i, states = a.cfg.i, a.call.get("states")
         if states is None or (i and i not in states):
             raise AdapterError(f"{a.layer.path!r} has no state beside it: call the model that was adapted, as a whole")
-        s = states[i] if i else F.linear(x.detach(), a.D0)
-        check_checkpointing(s)
+        s = states[i] if i else F.linear(x, a.D0)
+        check_checkpointing(a.call)
         mix = (a.alpha / a.cfg.temperature).sigmoid()
         s = self.step(mix * F.linear(y.detach().to(a.dtype), a.D) + (1 - mix) * s, i, a)
         states[i + 1] = s
-        return y.detach() + F.linear(s, a.U) if a.has("U") else y
+        return y + F.linear(s, a.U) if a.has("U") else y
 
     def step(self, s: Tensor, i: int, a: Any) -> Tensor:
         """What the block beside returns, called as the model's was, with a cache of its own."""

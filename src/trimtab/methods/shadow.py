@@ -9,7 +9,6 @@ T and G are networks of two layers with a GELU between them. The loss gets lambd
 base's last hidden state.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,9 @@ from ..blocks import BlockSite, repeated
 from ..config import AdapterConfig
 from ..errors import AdapterError, ConfigError
 from ..method import Method, Slot, kaiming, uniform, zeros
-from ..side import beside, check_checkpointing, held_by, parts, smaller, stack_of
+from ..side import beside, check_checkpointing, held_by, new_cache, parts, stack_of
 from ..sites import Site
+from .shadow_network import build, first_state, task_loss
 
 
 @dataclass(kw_only=True)
@@ -69,26 +69,9 @@ class Shadow(Method):
         return repeated(model) or None
 
     def meet(self, model: nn.Module, cfg: ShadowConfig) -> None:
-        """Build the shadow, and what its state goes through to be a hidden state and a classification of the base."""
         stack, names = stack_of(model)
-        base: Any = stack.config
-        shadow = smaller(
-            stack,
-            num_hidden_layers=cfg.shadow_num_hidden_layers or 1,
-            hidden_size=cfg.shadow_hidden_size,
-            num_attention_heads=cfg.shadow_num_attention_heads,
-            intermediate_size=cfg.shadow_intermediate_size,
-        )
-        width, head = shadow.config.hidden_size, getattr(model, "score", None)
-        borrows = cfg.share_embeddings and width == base.hidden_size
-        if borrows and hasattr(shadow, "embed_tokens"):
-            shadow.embed_tokens = None
-        nets = {"shadow_backbone": shadow}
-        if width != base.hidden_size:
-            nets["shadow_projection"] = nn.Linear(width, base.hidden_size, bias=False)
-        if head is not None:
-            nets["shadow_head"] = copy.deepcopy(getattr(head, "original_module", head)).requires_grad_(True)
-        vars(cfg).update(nets=nets, borrows=borrows, width=base.hidden_size, blocks=len(names))
+        width = int(stack.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        vars(cfg).update(nets=build(model, stack, cfg), width=width, blocks=len(names))
 
     def prepare(self, cfg: ShadowConfig, sites: Mapping[str, Site]) -> None:
         vars(cfg).update(order={path: i for i, path in enumerate(sites)}, first=next(iter(sites.values()), None))
@@ -118,36 +101,21 @@ class Shadow(Method):
 
     def before(self, model: nn.Module, name: str, cfg: ShadowConfig, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The first state, in `states`, by the block that reads it; what else comes of the call is for the loss."""
-        shared, facts, config = held_by(model, name)._modules, vars(cfg), vars(cfg)["nets"]["shadow_backbone"].config
-        shadow = shared["shadow_backbone"]._modules[name]
-        ids, embeds, cache = (kwargs.get(k) for k in ("input_ids", "inputs_embeds", "past_key_values"))
-        if facts["borrows"]:
-            embeds = model.get_input_embeddings()(ids) if embeds is None else embeds  # type: ignore[operator]
-            tokens = {"inputs_embeds": embeds.to(next(shadow.parameters()).dtype)}
-        elif ids is None:
-            raise AdapterError(f"adapter {name!r} has embeddings of its own: call the model with `input_ids`")
-        else:
-            tokens = {"input_ids": ids}
-        own = None
+        config, cache, own = vars(cfg)["nets"]["shadow_backbone"].config, kwargs.get("past_key_values"), None
         if cache is not None:
-            own = beside(cache, name, facts["blocks"], config)
+            own = beside(cache, name, vars(cfg)["blocks"], config)
         elif kwargs.get("use_cache", not model.training and config.use_cache):
-            from transformers.cache_utils import DynamicCache
+            own = new_cache(config)
+        state = first_state(model, held_by(model, name), name, kwargs, own)
+        kept = own if cache is None else None
+        return {"states": {0: state}, "graph": torch.is_grad_enabled(), "cache": kept, "kwargs": kwargs}
 
-            own = DynamicCache(config=config)
-        more = {k: kwargs[k] for k in ("attention_mask", "position_ids") if kwargs.get(k) is not None}
-        state = shadow(**tokens, **more, past_key_values=own, use_cache=own is not None, return_dict=True)[0]
-        if "shadow_projection" in facts["nets"]:
-            weight = shared["shadow_projection"]._modules[name].weight
-            state = F.linear(state.to(weight.dtype), weight)
-        return {"states": {0: state}, "cache": own if cache is None else None, "kwargs": kwargs}
-
-    def input(self, x: Tensor, a: Any) -> Tensor:  # type: ignore[override]
+    def input(self, x: Tensor, a: Any) -> Tensor:
         return x + a.cfg.shadow_alpha * F.linear(F.linear(a.drop(x - self.state(a)), a.down), a.up)
 
-    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:  # type: ignore[override]
+    def output(self, x: Tensor, y: Tensor, a: Any) -> Tensor:
         z, s = y.to(a.dtype), self.state(a)
-        check_checkpointing(s)
+        check_checkpointing(a.call)
         t, g = (
             F.linear(F.gelu(F.linear(z, a.tensor(f"{k}0"), a.tensor(f"{k}0_bias"))), a.tensor(f"{k}2"), bias)
             for k, bias in (("T", a.T2_bias), ("G", a.G2_bias))
@@ -165,28 +133,10 @@ class Shadow(Method):
     def after(self, model: nn.Module, name: str, cfg: ShadowConfig, output: Any) -> Any:
         """Let the model's cache hold the shadow's, and add the loss of the first state."""
         layer, facts = held_by(model, name), vars(cfg)
-        call = layer.router.calls[name]
-        cache = output.get("past_key_values") if isinstance(output, dict) else None
-        if call["cache"] is not None and cache is not None:
-            beside(cache, name, facts["blocks"], facts["nets"]["shadow_backbone"].config, call["cache"].get_seq_length())
-            first, last = vars(cache)["networks"][name]
-            cache.layers[first:last] = call["cache"].layers
-        if cfg.auxiliary_loss_weight and isinstance(output, dict) and output.get("loss") is not None:
-            term = self.loss(model, layer, name, call["states"][0], call["kwargs"])
+        call, found = layer.router.calls[name], output if isinstance(output, dict) else {}
+        if call["cache"] is not None and (cache := found.get("past_key_values")) is not None:
+            beside(cache, name, facts["blocks"], facts["nets"]["shadow_backbone"].config, own=call["cache"])
+        if cfg.auxiliary_loss_weight and found.get("loss") is not None:
+            term = task_loss(model, layer, name, call["states"][0], call["kwargs"])
             output["loss"] = output["loss"] + cfg.auxiliary_loss_weight * term
         return output
-
-    def loss(self, model: Any, layer: Any, name: str, state: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """The task's loss of the first state."""
-        labels, config = kwargs["labels"], model.config
-        more = {k: kwargs[k] for k in ("num_items_in_batch",) if kwargs.get(k) is not None}
-        if "shadow_head" not in layer._modules:
-            head = model.get_output_embeddings()
-            logits = head(state.to(head.weight.dtype))
-            return model.loss_function(logits=logits, labels=labels, vocab_size=config.vocab_size, **more)
-        logits = layer._modules["shadow_head"]._modules[name](state)
-        if "TokenClassification" not in type(model).__name__:
-            real = kwargs["input_ids"] != config.pad_token_id if kwargs.get("input_ids") is not None else None
-            last = logits.shape[1] - 1 if real is None else (real * torch.arange(real.shape[1], device=real.device)).argmax(1)
-            logits = logits[torch.arange(len(logits), device=logits.device), last]
-        return model.loss_function(labels=labels, pooled_logits=logits, logits=logits, config=config)
