@@ -89,7 +89,7 @@ def test_a_good_file(tmp_path):
             "lora",
             "lora: {train: {learning_rte: 1}}",
             "5: methods[1].lora.train.learning_rte: unknown key; did you mean 'learning_rate'? "
-            "allowed: batch_size, epochs, learning_rate, seed, warmup, weight_decay",
+            "allowed: accumulate, batch_size, checkpointing, epochs, learning_rate, max_grad_norm, ",
         ),
         (
             "lora",

@@ -1,15 +1,18 @@
 """What may stand in an experiment file: one model a concern. `check.py` reads one and reports its mistakes."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from trimtab.lab import assets
 from trimtab.lab.errors import AssetError
-from trimtab.lab.methods import Method, Train, all_methods
+from trimtab.lab.methods import Method, all_methods
+from trimtab.lab.plan import Run, runs
 from trimtab.lab.schema import Choice, Name, Strict
 from trimtab.lab.tasks import Task, all_tasks
+from trimtab.lab.training import Train
 
 FILE_KINDS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -55,6 +58,9 @@ class Model(Strict):
 
     source: Annotated[str, AfterValidator(_model_source)] = Field(description="asset:NAME, a folder, or a hub id.")
     revision: str | None = Field(None, description="Which version of a hub model.")
+    dtype: Literal["as_saved", "float32", "bfloat16", "float16"] = Field(
+        "as_saved", description="The number format of the weights; adapters are float32 all the same."
+    )
 
 
 class Split(Strict):
@@ -90,6 +96,15 @@ class Evaluate(Strict):
     seed: int = Field(0, ge=0, description="Seed of the draws.")
 
 
+class Track(Strict):
+    """Where the curves go besides the run's own folder."""
+
+    to: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        [], description="Trackers; each needs its package. TensorBoard writes into the run's folder."
+    )
+    project: str | None = Field(None, description="The tracker's project; the experiment's name if left out.")
+
+
 class Experiment(Strict):
     """One experiment: a model, a task, data, and the methods to compare on them."""
 
@@ -102,6 +117,7 @@ class Experiment(Strict):
     )
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    track: Track = Track()
 
     @model_validator(mode="before")
     @classmethod
@@ -111,8 +127,22 @@ class Experiment(Strict):
         short = {key: {"source": values[key]} for key in ("model", "data") if isinstance(values.get(key), str)}
         return values | short
 
-    def settings(self, method: Method, data_hash: str) -> "Settings":
-        """Everything that decides what one method's result will be."""
+    @field_validator("methods")
+    @classmethod
+    def _tell_apart(cls, methods: list[Method]) -> list[Method]:
+        different = {method.title: method for method in methods}.values()  # the same name is told by its line
+        titles = Counter(run.title for method in different for run in runs(method))
+        if twice := [title for title, number in titles.items() if number > 1]:
+            raise ValueError(f"several runs would be called {', '.join(twice)}; give the methods a `name` each")
+        return methods
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs that the methods ask for."""
+        return [run for method in self.methods for run in runs(method)]
+
+    def settings(self, method: Method, data_hash: str, trial: bool = False) -> "Settings":
+        """Everything that decides what one run's result will be."""
         train = self.train.with_changes(method.train)
         rate = train.learning_rate or method.learning_rate
         return Settings(
@@ -122,6 +152,7 @@ class Experiment(Strict):
             method=method,
             train=train.model_copy(update={"learning_rate": rate}),
             evaluate=self.evaluate,
+            trial=trial,
         )
 
 
@@ -135,3 +166,5 @@ class Settings(Strict):
     method: Annotated[Method, Choice(all_methods)]
     train: Train
     evaluate: Evaluate
+    trial: bool = False
+    """Whether only the validation part is measured."""

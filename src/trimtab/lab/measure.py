@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,30 @@ def peak_memory() -> dict[str, int | None]:
 
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"rss": rss, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+def energy() -> float | None:
+    """Joules that the processors (RAPL) and the GPUs (NVML) have counted so far; None where none can be read."""
+    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+    try:
+        joules = [int(counter.read_text()) / 1e6 for counter in counters]
+    except OSError:  # readable by root only, on most machines
+        joules = []
+    return sum(joules + _gpu_joules()) or None
+
+
+def _gpu_joules() -> list[float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    try:
+        pynvml = import_module("pynvml")  # comes with NVIDIA's packages, where it does
+        pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(torch.cuda.device_count())]
+        return [pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3 for device in devices]
+    except Exception:  # no NVML, or a device that does not count: then energy is simply unknown
+        return []
 
 
 def environment() -> dict[str, Any]:

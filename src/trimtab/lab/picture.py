@@ -78,6 +78,7 @@ def _memory(result: Result) -> float:
 
 
 def _scale_parameters(axis: Axes, counts: list[float]) -> None:
+    counts = [count for count in counts if count] or [1]  # nothing is trained: no place on a log scale
     axis.set_xscale("log")
     axis.set_xlim(min(counts) / 3, max(counts) * 3)
     axis.xaxis.set_major_formatter(FuncFormatter(_short))
