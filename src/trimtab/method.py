@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
+from .form import Form
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -53,27 +54,6 @@ def uniform(bound: float) -> Init:
 def constant(value: Tensor | float) -> Init:
     """Start at a given number or tensor."""
     return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a file holds for a tensor that it does not hold as it is: one tensor or several.
-
-    `parts` makes each from the tensor, by what its key adds to the tensor's; `whole(like, *parts)` makes the tensor,
-    of the shape and number format of `like`.
-    """
-
-    parts: Mapping[str, Callable[[Tensor], Tensor]]
-    whole: Callable[..., Tensor]
-
-
-def entries(axis: int, index: Tensor) -> Form:
-    """The form of a tensor of which a file holds what stands at some indices along an axis; the rest is zero."""
-
-    def whole(like: Tensor, part: Tensor) -> Tensor:
-        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
-
-    return Form({"": lambda t: t.index_select(axis, index.to(t.device))}, whole)
 
 
 @dataclass(kw_only=True)
