@@ -127,9 +127,8 @@ class LST(Method):
 
     def step(self, s: Tensor, i: int, a: Any) -> Tensor:
         """What the block beside returns, called as the model's was, with a cache of its own."""
-        args, kwargs = a.site.rest
-        out = a.layer._modules["lst_block"]._modules[a.name](s, *tree_map(self.own(s, i, a), args),
-                                                            **tree_map(self.own(s, i, a), kwargs))  # fmt: skip
+        args, kwargs = tree_map(self.own(s, i, a), a.site.rest)
+        out = a.layer._modules["lst_block"]._modules[a.name](s, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def own(self, s: Tensor, i: int, a: Any) -> Callable[[Any], Any]:
@@ -146,6 +145,7 @@ class LST(Method):
             if not isinstance(value, Tensor):
                 return value
             value = value.to(s.dtype) if value.is_floating_point() else value
-            return a.rows(value) if router.index is not None and len(value) % len(router.rows) == 0 else value
+            each = router.index is not None and value.dim() > 1 and len(value) % len(router.rows) == 0
+            return a.rows(value) if each else value
 
         return taken
