@@ -92,10 +92,9 @@ class LST(Method):
         vars(cfg).update(beside=beside_it, small=small.config, width=width, blocks=len(names))
 
     def prepare(self, cfg: LSTConfig, sites: Mapping[str, Site]) -> None:
-        facts = vars(cfg)
-        if stray := [path for path in sites if path not in facts["beside"]]:
+        if stray := [path for path in sites if path not in vars(cfg)["beside"]]:
             raise ConfigError(f"{stray[0]!r} is none of the model's blocks, and only these have a block beside them")
-        facts["order"] = {path: i for i, path in enumerate(sites)}
+        vars(cfg)["order"] = {path: i for i, path in enumerate(sites)}
 
     def slots(self, site: Site, cfg: LSTConfig) -> dict[str, Slot]:
         facts = vars(cfg)
