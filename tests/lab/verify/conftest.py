@@ -2,7 +2,6 @@
 
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,14 @@ from rich.console import Console
 from trimtab.lab.run import run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_model, tiny_data) -> Iterator[Path]:
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch) -> None:
+    """Second runs have one thread too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_model, tiny_data) -> Path:
     """`runs/tiny`, of an experiment file with a relative path; made with one thread, as this process has."""
     folder = tmp_path_factory.mktemp("verify")
     shutil.copy(tiny_data, folder / "words.csv")
@@ -24,4 +29,4 @@ def finished(tmp_path_factory, tiny_model, tiny_data) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         assert run(folder / "tiny.yaml", folder / "runs", Console(file=io.StringIO())) == 0
-        yield folder / "runs" / "tiny"
+    return folder / "runs" / "tiny"
