@@ -40,13 +40,22 @@ def test_a_whole_model_is_handed_on(finish, tmp_path):
     assert read_json(tmp_path / "out" / "export.json")["proof"]["largest"] == 0
 
 
-@pytest.mark.parametrize(("kind", "options"), [("lora", QV), ("prompt_tuning", {"num_virtual_tokens": 2})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("lora", QV), ("lora", {**QV, "quantize": "int8"}), ("prompt_tuning", {"num_virtual_tokens": 2})],
+)
 def test_peft_reads_the_adapter(finish, tmp_path, peft_reads, kind, options):
     said = export_peft(finish(kind, options), tmp_path / "out", quiet())
     assert "read back by peft:" in said
     proofs = read_json(tmp_path / "out" / "export.json")["proofs"]
     assert proofs.keys() == {"trimtab", "peft"}
     assert proofs["peft"]["relative"] < 1e-4
+
+
+def test_a_method_that_peft_lacks_is_told(finish, tmp_path, peft_reads):
+    said = export_peft(finish("reft", {"r": 2}), tmp_path / "out", quiet())
+    assert any("has no REFT" in line for line in said)
+    assert "read back by trimtab:" in said
 
 
 def test_without_peft_it_is_said(finish, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from rich.console import Console
 import trimtab
 from trimtab.lab.errors import RunError
 from trimtab.lab.export.finished import Finished, with_model
-from trimtab.lab.export.merge import EXAMPLES
+from trimtab.lab.export.merge import EXAMPLES, dequantise
 from trimtab.lab.export.places import new_folder
 from trimtab.lab.export.proof import Observed, Proof, compare, observe, tolerance_of
 from trimtab.lab.files import read_json, write_json
@@ -127,12 +127,15 @@ def _read_back(
     finished: Finished, place: Path, rows: list[dict[str, Any]], first: Observed, limit: float
 ) -> tuple[list[str], dict[str, Any]]:
     """Load a written adapter with each reader there is, and compare its outputs; what to say, and what to write."""
-    readers: dict[str, Any] = {"trimtab": trimtab}
     said, proofs = [], {}
-    if find_spec("peft"):
-        readers["peft"] = import_module("peft")
-    else:
+    kind = finished.require_adapter("read").config.kind
+    readers: dict[str, Any] = {"trimtab": trimtab}
+    if not find_spec("peft"):
         said.append("PEFT is not installed here, so it has not read the adapter; `pip install peft` and export again")
+    elif read_json(place / "adapter_config.json")["peft_type"] not in import_module("peft").PeftType.__members__:
+        said.append(f"the PEFT that is installed here has no {kind}, so only Trimtab reads this adapter")
+    else:
+        readers["peft"] = import_module("peft")
     for name, reader in readers.items():
         proof = proofs[name] = _outputs(finished, place, rows, first, limit, reader)
         proof.require(f"the adapter, as {name} reads it,")
@@ -146,6 +149,7 @@ def _outputs(
     finished: Finished, place: Path, rows: list[dict[str, Any]], first: Observed, limit: float, reader: Any
 ) -> Proof:
     base = finished.quantised_base()
+    dequantise(base.model)  # the values of the codec, in layers that any reader knows
     model = reader.PeftModel.from_pretrained(base.model, str(place))
     loaded = with_model(base, model.eval())
     return compare(first, observe(loaded.model, finished.settings.task, loaded.processor, rows), limit)

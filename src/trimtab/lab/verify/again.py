@@ -66,7 +66,8 @@ def again(
     with RunProgress(console, list(settings)) as progress:
         for title, wanted in settings.items():
             partial = second.method(title).partial
-            about = read_json(run.method(title).path / "run.json") | {"track": []}
+            first = read_json(run.method(title).path / "metrics.json")
+            about = {"group": first["group"], "options": first["options"], "track": [], "project": run.path.name}
             write_json(partial / "settings.json", json.loads(wanted.model_dump_json()))
             write_json(partial / "run.json", about)
             progress.start(title)
