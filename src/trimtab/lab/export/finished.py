@@ -29,7 +29,11 @@ class Finished:
     @classmethod
     def read(cls, folder: Path) -> "Finished":
         """The method of a folder; raises RunError if there is no finished one."""
+        import transformers
+
         MethodFolder(folder).require_finished()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         settings = Settings.model_validate(read_json(folder / "settings.json"))
         source = assets.resolve(settings.model.source)
         return cls(folder=folder, settings=settings, facts=read_json(folder / "facts.json"), source=source)
