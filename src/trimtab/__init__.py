@@ -22,6 +22,7 @@ from .api import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
+from .audit import Audit, Finding, audit
 from .auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -160,6 +161,7 @@ __all__ = [
     "AdapterLayer",
     "AdaptionPromptConfig",
     "ArrowConfig",
+    "Audit",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -185,6 +187,7 @@ __all__ = [
     "DeftConfig",
     "DeloraConfig",
     "EvaConfig",
+    "Finding",
     "FourierFTConfig",
     "FrodConfig",
     "GloraConfig",
@@ -258,6 +261,7 @@ __all__ = [
     "WaveFTConfig",
     "XLoraConfig",
     "__version__",
+    "audit",
     "cast_mixed_precision_params",
     "compose_cartridge_adapters",
     "convert_to_lora",
