@@ -1,0 +1,1 @@
+"""Looks at an experiment before its first step."""
