@@ -1,6 +1,8 @@
 """The low-level face: what other people's code imports, asks with isinstance, reads of a layer and calls on it."""
 
+import dataclasses
 import inspect
+import types
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 import trimtab
 from trimtab import get_peft_model, tuners, utils
 from trimtab.compat import functional, helpers
+from trimtab.method import METHODS as REGISTERED
 from trimtab.tuners import tuners_utils
 from trimtab.utils import other
 
@@ -333,3 +336,79 @@ def test_a_card_is_written_or_completed(model, tmp_path):
     (tmp_path / "README.md").write_text("# No head\n")
     model.create_or_update_model_card(tmp_path)
     assert (tmp_path / "README.md").read_text().endswith("library_name: peft\n---\n# No head\n")
+
+
+# what a base is stored as, what is beside a method, and methods of other people
+def test_a_quantised_layer_tells_its_storage():
+    plain, layer = nn.Linear(64, 8), nn.Sequential(nn.Linear(64, 8))
+    trimtab.quantize_(layer, trimtab.NF4(), ["0"])
+    assert utils.resolve_quantization_backend(plain) is None
+    backend = utils.resolve_quantization_backend(layer[0])
+    assert (backend.backend_name, backend.supports_merge) == ("nf4", True)
+    backend.set_base_weight(torch.ones(8, 64))
+    torch.testing.assert_close(backend.get_base_weight(), torch.ones(8, 64))
+    adapted = get_peft_model(layer, trimtab.LoraConfig(target_modules=["0"])).base_model.model[0]
+    assert utils.quantization_extra_repr(adapted) == "quantization_backend=nf4"
+    assert (utils.quantization_extra_repr(plain), utils.get_quantization_kwargs(layer)) == ("", {})
+
+
+def test_a_model_tells_the_quantisation_it_was_loaded_with():
+    model = nn.Linear(1, 1)
+    assert utils.get_quantization_config(model, "gptq") is None
+    model.config, model.quantization_method = types.SimpleNamespace(quantization_config="its config"), "gptq"
+    assert utils.get_quantization_config(model, "gptq") == "its config"
+    assert utils.get_quantization_config(model, "awq") is None
+
+
+def test_a_cache_goes_where_the_layers_are():
+    layers = [types.SimpleNamespace(keys=torch.ones(2), values=torch.ones(2)) for _ in range(2)]
+    model = types.SimpleNamespace(hf_device_map={"embed": "meta", "layers.0": "cpu", "layers.1": "meta"})
+    utils.map_cache_to_layer_device_map(model, types.SimpleNamespace(layers=layers))
+    assert [(x.keys.device.type, x.values.device.type) for x in layers] == [("cpu", "cpu"), ("meta", "meta")]
+
+
+def test_a_prefix_as_bloom_took_it():
+    peft = pytest.importorskip("peft")
+    prompt = tuple(torch.randn(4, 2, 3, 5, 7).split(2))
+    ours, theirs = (p.utils.bloom_model_postprocess_past_key_value(prompt) for p in (trimtab, peft))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_what_is_trained_beside_a_method_alone(active):
+    net, x = Net(), torch.tensor([[1, 2]])
+    before = net(x)
+    config = lora(target_modules=["linear"], modules_to_save=["head"], trainable_token_indices={"words": [1]})
+    utils.set_additional_trainable_modules(net, config, None, "default", activate_adapter=active)
+    with torch.no_grad():
+        net.words.token_adapter.trainable_tokens_delta["default"].add_(1)
+    assert torch.equal(net(x)[0, 0], before[0, 0]) != active
+    utils._freeze_adapter(net, "default")
+    assert not net.head.modules_to_save["default"].weight.requires_grad
+    with pytest.raises(trimtab.AdapterError, match="already has an adapter 'default'"):
+        utils.set_additional_trainable_modules(net, config, None, "default")
+
+
+def test_a_method_of_other_people():
+    class Shift(trimtab.Method):
+        def slots(self, site, cfg):
+            return {"shift": trimtab.Slot(name="shift_by", shape=(1,))}
+
+        def weight(self, w, a):
+            return w + a.shift
+
+    @dataclasses.dataclass(kw_only=True)
+    class ShiftConfig(trimtab.AdapterConfig):
+        pass
+
+    utils.register_peft_method(name="shift", config_cls=ShiftConfig, model_cls=Shift)
+    try:
+        net = get_peft_model(Net(), ShiftConfig(target_modules=["linear"]))
+        assert net.peft_type == "SHIFT"
+        assert [n for n, p in net.named_parameters() if p.requires_grad] == ["base_model.model.linear.shift_by.default"]
+        with pytest.raises(trimtab.ConfigError, match="there is a method 'shift' already"):
+            utils.register_peft_method(name="shift", config_cls=ShiftConfig, model_cls=Shift)
+    finally:
+        del trimtab.CONFIGS["SHIFT"], REGISTERED["SHIFT"]
+    with pytest.raises(trimtab.ConfigError, match=r"`model_cls`=Linear must be .*; `config_cls`=dict must be"):
+        utils.register_peft_method(name="x", config_cls=dict, model_cls=nn.Linear)

@@ -188,6 +188,9 @@ def test_what_cannot_be():
             lambda: preprocess_loraga(Net(), prepared("lora_ga"), lambda: None)
         ),
         "`corda_method`='x' is unknown": (lambda: prepared("corda", corda_config={"corda_method": "x"})),
+        "2 `r`=8 directions are needed, and the gradient has 6": (
+            lambda: get_peft_model(Net(), LoraConfig(r=4, target_modules=["one"], init_lora_weights="lora_ga"))
+        ),
         "`direction`='x' is unknown.*`scale`='y' is unknown.*`stable_gamma`=0 must": (
             lambda: prepared("lora_ga", lora_ga_config={"direction": "x", "scale": "y", "stable_gamma": 0})
         ),
@@ -317,9 +320,6 @@ def test_what_eva_cannot_do():
         "`eva_state_dict` means 'x'": lambda: initialize_lora_eva_weights(model, eva_state_dict={"x": 1}),
         "`peft_config` is needed": lambda: get_eva_state_dict(Net(), []),
         "`rho`=0.5 must be at least 1; `eva_config`: `tau`=1 must": lambda: eva(rho=0.5, tau=1),
-        "EVA looks at the inputs of linear layers only": (
-            lambda: get_peft_model(models.base("zoo"), LoraConfig(target_modules=["conv1"], init_lora_weights="eva"))
-        ),
     }
     for message, act in wrong.items():
         with pytest.raises(trimtab.TrimtabError, match=message):
@@ -382,3 +382,12 @@ def test_what_loftq_cannot_do(tmp_path):
     for message, act in wrong.items():
         with pytest.raises(trimtab.TrimtabError, match=message):
             act()
+
+
+@pytest.mark.parametrize("start", ["eva", "corda", "lora_ga", "loftq", "mica"])
+def test_adapters_on_embeddings_begin_without_effect(start):
+    """Files of PEFT have such adapters beside those that data has begun."""
+    net = nn.Sequential(nn.Embedding(9, 6))
+    model = get_peft_model(net, LoraConfig(r=2, target_modules=["0"], init_lora_weights=start))
+    ids = torch.arange(9)
+    torch.testing.assert_close(model(ids), model.unload()(ids))

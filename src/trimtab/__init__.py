@@ -35,7 +35,7 @@ from .auto import (
 from .base_state import get_base_model_state_dict, set_base_model_state_dict
 from .codecs import FP8, NF4, Int8, quantize_
 from .compat.faces import tuner_faces
-from .compat.utilities import cast_mixed_precision_params, shift_tokens_right
+from .compat.utilities import bloom_model_postprocess_past_key_value, cast_mixed_precision_params, shift_tokens_right
 from .config import CONFIGS, AdapterConfig, PeftConfig, PeftType, TaskType
 from .convert import Conversion, convert_to_lora, save_as_lora
 from .errors import (
@@ -134,6 +134,7 @@ from .tasks import (
     get_peft_model,
 )
 from .tuner import MergeReport
+from .utils.constants import TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING
 
 PeftError = TrimtabError
 PeftWarning = TrimtabWarning
@@ -153,6 +154,7 @@ __all__ = [
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
+    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
     "AdaLoraConfig",
     "AdamssConfig",
     "AdapterConfig",
@@ -262,6 +264,7 @@ __all__ = [
     "XLoraConfig",
     "__version__",
     "audit",
+    "bloom_model_postprocess_past_key_value",
     "cast_mixed_precision_params",
     "compose_cartridge_adapters",
     "convert_to_lora",

@@ -76,11 +76,15 @@ def dump(print_: Fingerprint, trained: Collection[str]) -> str:
     return json.dumps(kept, separators=(",", ":"))
 
 
+def load(text: str) -> Fingerprint:
+    """The fingerprint that `dump` wrote."""
+    return {name: (shape, values) for name, (shape, values) in json.loads(text).items()}
+
+
 def differences(mine: Fingerprint, text: str, trained: Collection[str]) -> list[str]:
     """What speaks against the adapter's base (as `dump` wrote it) being this one, each a line."""
-    theirs: Mapping[str, list[list[float]]] = json.loads(text)
     wrong = []
-    for name, (shape, values) in theirs.items():
+    for name, (shape, values) in load(text).items():
         if _trained(name, trained):
             continue
         if name not in mine:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import inject, prompt_state, state
+from . import inject, prompt_state, signs, state
 from .config import AdapterConfig, PeftConfig
+from .difference import from_start
 from .errors import AdapterError, AdapterFileError, ConfigError, listing
 from .files import find
 from .fingerprint import METADATA_KEY, differences
 from .method import method_of
-from .save import read, save_adapter, write_card
+from .save import contents, read, write_adapter, write_card
+from .signs import Signs
 from .state import WEIGHTS_NAME, LoadResult
 
 if TYPE_CHECKING:
@@ -51,12 +53,15 @@ class AdapterFolders:
         save_embedding_layers: str | bool = "auto",
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        path_initial_model_for_weight_conversion: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """Write each adapter's `adapter_config.json` and `adapter_model.safetensors`, atomically.
 
         The adapter "default" goes into the folder itself, others into sub-folders of their names. `state_dict`: whole
         tensors to save instead of the model's, by their names in memory (from a sharded model).
+        `path_initial_model_for_weight_conversion`: folder of a LoRA adapter as it began, where its start changed the
+        base (PiSSA and its like); what is written is then a LoRA of twice the rank for the base as it was.
         """
         if not safe_serialization:
             raise ConfigError(
@@ -69,9 +74,17 @@ class AdapterFolders:
             )
         if Path(save_directory).is_file():
             raise AdapterFileError(f"{save_directory} is a file; a folder is needed")
-        for name in names if is_main_process else ():
+        if not is_main_process:
+            return
+        initial = path_initial_model_for_weight_conversion
+        files = {name: contents(self, name, save_embedding_layers, state_dict) for name in names}
+        if initial is not None:
+            files = {name: from_start(self, name, file, initial) for name, file in files.items()}
+        for name, file in files.items():
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-            save_adapter(self, name, folder, save_embedding_layers, state_dict)
+            write_adapter(folder, *file)
+            if not (folder / "README.md").exists():
+                write_card(self, name, folder)
 
     def create_or_update_model_card(self: Any, output_dir: str | Path) -> None:
         """Write the folder's `README.md`, or complete the head of the one that is there."""
@@ -161,4 +174,8 @@ class AdapterFolders:
             state.report_base(wrong, strict)
         if self.is_prompt_learning:
             return prompt_state.load(self, name, tensors, strict)
-        return state.load_state(self.base_model, name, cfg, tensors, "base_model.", strict)
+        found = Signs(self.base_model, name, metadata.get(signs.METADATA_KEY, "{}"))
+        found.check(strict)
+        result = state.load_state(self.base_model, name, cfg, tensors, "base_model.", strict)
+        found.turn()
+        return result

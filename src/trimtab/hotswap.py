@@ -22,6 +22,7 @@ from .match import adapter_layers, modules
 from .method import Adapter, method_of
 from .model import PeftModel
 from .save import read
+from .signs import METADATA_KEY, Signs
 from .state import WEIGHTS_NAME, load_state
 
 SAME = ("use_rslora", "use_dora", "lora_bias", "bias", "use_qalora", "alora_invocation_tokens")
@@ -44,13 +45,16 @@ def hotswap_adapter(
     """
     model = getattr(model, "_orig_mod", model)
     config = PeftConfig.from_pretrained(model_name_or_path, **kwargs)
-    tensors, _ = read(find(model_name_or_path, WEIGHTS_NAME, kwargs.pop("subfolder", None), **kwargs))
+    tensors, metadata = read(find(model_name_or_path, WEIGHTS_NAME, kwargs.pop("subfolder", None), **kwargs))
     if torch_device is not None:
         tensors = {k: t.to(torch_device) for k, t in tensors.items()}
     root = "base_model." if isinstance(model, PeftModel) else ""
     if not root:
         tensors = {k.removeprefix("base_model.model."): t for k, t in tensors.items()}
+    signs = Signs(model, adapter_name, metadata.get(METADATA_KEY, "{}"))
+    signs.check(strict=True)
     hotswap_adapter_from_state_dict(model, tensors, adapter_name, config)
+    signs.turn()
 
 
 @torch.no_grad()

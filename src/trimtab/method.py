@@ -96,6 +96,7 @@ class Slot:
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
+    signs: int | None = None  # of such a slot: an axis along which vectors may come out mirrored elsewhere, see `signs`
 
     @property
     def place(self) -> str:
@@ -322,6 +323,13 @@ class Method:
 
     def with_ranks(self, cfg: Any, ranks: Mapping[str, int]) -> Any:
         """The configuration with these ranks by layer path, and no scale of its own; of a method with a `product`."""
+        raise NotImplementedError
+
+    def doubled(self, cfg: Any) -> Any:
+        """The configuration with twice the rank everywhere, at the same scale; of a method with a `product`.
+
+        Raises `ConversionError` for an adapter that needs none, as its base is what it was.
+        """
         raise NotImplementedError
 
     def shared(

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import prompt_state, state
+from . import prompt_state, signs, state
 from ._version import __version__
 from .errors import AdapterFileError
 from .files import write_tensors, write_text
@@ -39,28 +39,40 @@ model = PeftModel.from_pretrained(base_model, "{folder}")
 """
 
 
-def save_adapter(
-    model: "PeftModel", name: str, folder: Path, embeddings: str | bool, state_dict: Mapping[str, Tensor] | None
-) -> None:
-    """Write one adapter of a model into a folder, making it if needed."""
+class Contents(NamedTuple):
+    """What an adapter's files are to hold; with the fingerprint of its base, if known, and what `signs` notes."""
+
+    cfg: Any
+    tensors: Mapping[str, Tensor]
+    fingerprint: Fingerprint | None
+    note: str = ""
+
+
+def contents(
+    model: "PeftModel", name: str, embeddings: str | bool = "auto", state_dict: Mapping[str, Tensor] | None = None
+) -> Contents:
+    """What the files of one adapter of a model are to hold. Raises `AdapterFileError` where values are missing."""
     cfg = model.peft_config[name]
     if model.is_prompt_learning:
-        tensors = prompt_state.state(model, name)
+        tensors, note = prompt_state.state(model, name), ""
     else:
+        note = signs.note(model.base_model, name)
         wanted = _has_embeddings(cfg) or model.vocabulary_resized if embeddings == "auto" else bool(embeddings)
         tensors = state.adapter_state(model.base_model, name, cfg, "base_model.", wanted, state_dict)
     if empty := [k for k, t in tensors.items() if t.is_meta or t.shape == (0,)]:
         raise AdapterFileError(
             f"{len(empty)} tensors of {name!r} have no values (first {empty[0]!r}); a sharded model needs `state_dict`"
         )
-    write_adapter(folder, cfg, tensors, model.fingerprint)
-    if not (folder / "README.md").exists():
-        write_card(model, name, folder)
+    return Contents(cfg, tensors, model.fingerprint, note)
 
 
-def write_adapter(folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerprint: Fingerprint | None) -> None:
-    """Write an adapter's two files: its tensors, with the fingerprint of their base if it is known, and `cfg`."""
+def write_adapter(
+    folder: Path, cfg: Any, tensors: Mapping[str, Tensor], fingerprint: Fingerprint | None, note: str = ""
+) -> None:
+    """Write an adapter's two files: its tensors, with what there is to know of their base, and `cfg`."""
     metadata = {"format": "pt", "trimtab": __version__}
+    if note:
+        metadata[signs.METADATA_KEY] = note
     if fingerprint is not None:
         metadata[METADATA_KEY] = dump(fingerprint, list(getattr(cfg, "modules_to_save", None) or []))
     first = {

@@ -14,7 +14,7 @@ from .errors import AdapterFileError, warn
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
-from .method import Form
+from .method import Adapter, Form
 from .shared import brings_shared
 from .wrappers import ModulesToSaveWrapper
 
@@ -50,6 +50,7 @@ class Entry:
     tensor: Tensor
     put: Callable[[Tensor], None]
     part: Callable[[Tensor], Tensor] = torch.Tensor.detach
+    owner: tuple[Adapter, str] | None = None  # the adapter of one layer, and its name for the tensor
 
 
 def _held_elsewhere(value: Tensor) -> None:
@@ -134,14 +135,12 @@ def _in_form(entry: Entry, form: Form) -> Iterator[tuple[str, Entry]]:
 
 
 def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, Entry]]:
-    forms: dict[str, Form] = {}
-    if (a := layer.adapters.get(name)) is not None:
-        forms = {a.slots[k].place: form for k, form in a.method.in_file(a).items()}
-        if a.follows:
-            yield from (
-                (path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere))
-                for key, slot in a.slots.items()
-            )
+    a = layer.adapters.get(name)
+    if a is None:
+        return
+    keys, forms = {s.place: k for k, s in a.slots.items()}, a.method.in_file(a)
+    for key, slot in a.slots.items() if a.follows else ():
+        yield path + slot.key, Entry(path + slot.key, a.tensor(key), _held_elsewhere, owner=(a, key))
     for slot, parameter in layer.parameters_of(name):
         if not slot.saved:
             continue
@@ -149,8 +148,9 @@ def _of_layer(layer: AdapterLayer, name: str, path: str) -> Iterator[tuple[str, 
             put = _replace(*layer.holder(slot, name), parameter, parameter.dtype, layer.site.device)
         else:
             put = _copy_into(parameter)
-        entry = Entry(path + slot.inside(name), parameter, put)
-        filed = _in_form(entry, forms[slot.place]) if slot.place in forms else [("", entry)]
+        key = keys[slot.place]
+        entry = Entry(path + slot.inside(name), parameter, put, owner=(a, key))
+        filed = _in_form(entry, forms[key]) if key in forms else [("", entry)]
         yield from ((path + slot.key + added, each) for added, each in filed)
 
 

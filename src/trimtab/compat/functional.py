@@ -8,9 +8,19 @@ from torch import nn
 
 from ..api import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from ..face import as_list
-from ..inject import switches
+from ..inject import (
+    Request,
+    check_name,
+    plan_modules_to_save,
+    plan_tokens,
+    put_modules_to_save,
+    put_tokens,
+    router_of,
+    switches,
+)
 from ..layer import AdapterLayer
 from ..match import hits, in_layers
+from ..method import method_of
 from .faces import BaseTunerLayer
 
 __all__ = [
@@ -48,6 +58,28 @@ def set_requires_grad(model: nn.Module, adapter_names: str | Sequence[str], requ
     """Switch the gradients of these adapters on or off in every layer."""
     for layer in switches(model):
         layer.set_requires_grad(as_list(adapter_names), requires_grad)
+
+
+def freeze_adapter(model: nn.Module, adapter_name: str) -> None:
+    """Freeze all that is an adapter's."""
+    set_requires_grad(model, adapter_name, False)
+
+
+def set_additional_trainable_modules(
+    model: nn.Module, peft_config: Any, model_config: Any, adapter_name: str, activate_adapter: bool = True
+) -> None:
+    """Put in, in place, what a configuration trains beside its method: modules in full, and rows of embeddings.
+
+    `model_config` is not needed and not read. Raises `TargetError` before anything is changed.
+    """
+    check_name(model, adapter_name)
+    tokens, modules = plan_tokens(model, peft_config), plan_modules_to_save(model, peft_config)
+    router = router_of(model)
+    put_tokens(tokens, Request(peft_config, adapter_name, method_of(peft_config)), router)
+    put_modules_to_save(modules, adapter_name, router, peft_config.ensure_weight_tying)
+    for place in [*(p for p, _, _ in tokens), *modules] if activate_adapter else ():
+        wrapper: Any = place.parent._modules[place.key]
+        getattr(wrapper, "token_adapter", wrapper).activate([adapter_name], not peft_config.inference_mode)
 
 
 def cast_adapter_dtype(model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import CONFIGS, AdapterConfig, name_method
 from ..errors import ConfigError
-from ..prompt_method import VirtualTokens
+from ..method import METHODS, Method
+from ..prompt_method import PROMPTS, VirtualTokens
 
 
 def infer_device() -> str:
@@ -45,6 +47,48 @@ def get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, st
     """Parent, module and last name of the module at a path."""
     parent, _, name = key.rpartition(".")
     return model.get_submodule(parent), model.get_submodule(key), name
+
+
+def map_cache_to_layer_device_map(model: Any, cache: Any) -> None:
+    """Move the keys and values in a cache to the devices of their layers, where a model is spread over several."""
+    for path, device in (getattr(model, "hf_device_map", None) or {}).items():
+        index = next((int(part) for part in path.split(".") if part.isdigit()), None)
+        for layer in [] if index is None else cache.layers[index : index + 1]:
+            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+
+
+def bloom_model_postprocess_past_key_value(past_key_values: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+    """A prefix as versions of Bloom before Transformers' caches took it: (B * h, d, n) and (B * h, n, d) a layer.
+
+    `past_key_values`: in one piece or several, (2 * layers, B, h, n, d), all keys first; the axes h and n of keys are
+    exchanged, as prefixes were trained. Nothing here needs it.
+    """
+    keys, values = torch.cat(past_key_values).chunk(2)
+    _, rows, heads, tokens, dim = keys.shape
+    keys = keys.transpose(2, 3).reshape(-1, rows * heads, dim, tokens)
+    return tuple(zip(keys, values.reshape(-1, rows * heads, tokens, dim), strict=True))
+
+
+def register_peft_method(
+    *, name: str, config_cls: type[Any], model_cls: type[Any], prefix: str | None = None, **kwargs: Any
+) -> None:
+    """Register a method that did not do so itself: its configuration, and in place of a model its `Method`.
+
+    Methods mix with all others, whatever `is_mixed_compatible` says. Raises `ConfigError` for what is no `Method`, and
+    for a name that is taken.
+    """
+    kind, wrong = name.upper(), []
+    if not issubclass(model_cls, Method):
+        wrong.append(f"`model_cls`={model_cls.__name__} must be a trimtab.Method: one equation, for all layers")
+    if not issubclass(config_cls, AdapterConfig):
+        wrong.append(f"`config_cls`={config_cls.__name__} must be a trimtab.AdapterConfig")
+    if kind in METHODS or kind in PROMPTS:
+        wrong.append(f"there is a method {name!r} already")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    name_method(kind)
+    config_cls.kind, CONFIGS[kind] = kind, config_cls
+    type(model_cls.__name__, (model_cls,), {"name": kind, "prefix": prefix or f"{name}_"})  # registers itself
 
 
 def id_tensor_storage(tensor: Tensor) -> tuple[torch.device, int, int]:

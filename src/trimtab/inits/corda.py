@@ -54,7 +54,8 @@ class Corda(Prepared):
     name, note, preparation = "corda", "eigens", "preprocess_corda"
 
     def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
-        if why := super().refuse(site, cfg, option):
+        why = super().refuse(site, cfg, option)
+        if why or site.kind != "linear":
             return why
         held = len(site.layer.eigens.S_WC)
         return f"preprocess_corda was told of rank {held}, not {cfg.r}" if held < min(cfg.r, *site.shape) else None

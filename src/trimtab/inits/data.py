@@ -28,6 +28,8 @@ class Prepared(Split):
     preparation: ClassVar[str]
 
     def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
+        if site.kind == "embedding":
+            return None
         if site.kind != "linear":
             return f"{self.preparation} looks at linear layers only"
         if getattr(site.layer, self.note, None) is None:

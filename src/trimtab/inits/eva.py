@@ -18,7 +18,6 @@ from ..match import modules
 from ..method import Start
 from ..methods.options import Options
 from ..model import PeftModel
-from ..sites import Site
 from ..tuner import progress
 from ..watch import evaluating
 from .data import linear_layers, looking, options_of
@@ -50,9 +49,6 @@ class Eva(Start):
     """See the head of this file. An adapter begins as usual, until `initialize_lora_eva_weights` is called."""
 
     name = "eva"
-
-    def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
-        return None if site.kind == "linear" else "EVA looks at the inputs of linear layers only"
 
     def __call__(self, a: Any, option: str) -> None:
         """Nothing: there is no data yet."""

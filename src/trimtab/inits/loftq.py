@@ -47,7 +47,7 @@ class LoftQConfig(Options, field="loftq_config"):
 
 
 class LoftQ(Start):
-    """See the head of this file."""
+    """See the head of this file. Embeddings begin as usual."""
 
     name, changes_base = "loftq", True
 
@@ -56,9 +56,11 @@ class LoftQ(Start):
             return (
                 f"the base is stored as {site.codec} already; begin as usual, and call replace_lora_weights_loftq then"
             )
-        return None if site.kind == "linear" else "LoftQ quantises linear layers only"
+        return None if site.kind in ("linear", "embedding") else "LoftQ quantises linear layers only"
 
     def __call__(self, a: Any, option: str) -> None:
+        if a.site.kind == "embedding":
+            return
         options = a.cfg.loftq_config
         w = a.site.weight().detach().float()
         codec, update = CODECS[options.loftq_bits], torch.zeros_like(w)

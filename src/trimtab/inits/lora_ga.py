@@ -47,15 +47,15 @@ class LoraGA(Prepared):
     name, note, preparation = "lora_ga", "_peft_loraga_grad", "preprocess_loraga"
 
     def refuse(self, site: Site, cfg: Any, option: str) -> str | None:
-        why = super().refuse(site, cfg, option)
-        few = 2 * cfg.r > min(site.shape)
-        return why or (
-            f"2 `r`={2 * cfg.r} directions are needed, and the gradient has {min(site.shape)}" if few else None
-        )
+        if site.kind == "linear" and 2 * cfg.r > min(site.shape):
+            return f"2 `r`={2 * cfg.r} directions are needed, and the gradient has {min(site.shape)}"
+        return super().refuse(site, cfg, option)
 
     def split(self, w: Tensor, r: int, a: Any, option: str) -> tuple[Tensor, Tensor]:
         options, layer = a.cfg.lora_ga_config, a.site.layer
         u, s, v = torch.linalg.svd(layer._peft_loraga_grad.to(w), full_matrices=False)
+        largest = v.gather(1, v.abs().argmax(dim=1, keepdim=True)).sign()  # the same signs on every machine: A and B
+        u, v = u * largest.T, v * largest  # take different vectors, so that what the base keeps depends on them
         i, j = indices(options.direction, r, seeded(a.layer.path, a.name, self.name))
         del layer._peft_loraga_grad
         down, up = v[i], u[:, j] * s[j]

@@ -33,14 +33,6 @@ def predict(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
     revision, source = settings.model.revision, assets.resolve(settings.model.source)
     loaded = settings.method.load(source, str(folder), lambda place: task.load(place, revision, facts))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded.model.to(device).eval()
+    loaded.model.to(device)
     questions = [task.question(text) for text in texts]
-    rows = task.encode(loaded.processor, questions, facts)
-    collate = task.collator(loaded.processor)
-    answers = []
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = {name: values.to(device) for name, values in collate(rows[start : start + BATCH_SIZE]).items()}
-        with torch.no_grad():
-            outputs = loaded.model(**batch)[0]
-        answers += task.answers(outputs.float().cpu().numpy(), facts)
-    return [question | answer for question, answer in zip(questions, answers, strict=True)]
+    return task.answer(loaded.model, loaded.processor, questions, facts, BATCH_SIZE)

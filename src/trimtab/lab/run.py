@@ -52,8 +52,9 @@ def _report(folder: RunFolder, experiment: Experiment, console: Console) -> None
     results = collect(folder, [run.title for run in experiment.runs])
     write_json(folder.results, results)
     if results:
-        console.print(results_table(results, experiment.task.metrics, experiment.evaluate.confidence))
-        draw(results, experiment.task.metrics, experiment.name, folder.path / "quality")
+        headings = {metric.name: metric.heading for metric in experiment.task.metrics}
+        console.print(results_table(results, headings, experiment.evaluate.confidence))
+        draw(results, headings, experiment.name, folder.path / "quality")
     console.print(f"Everything is in {folder.path}", soft_wrap=True, highlight=False)
 
 

@@ -12,32 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from trimtab.lab import assets
 from trimtab.lab.callbacks import Events, History, Meter
 from trimtab.lab.config import Settings
 from trimtab.lab.data import load_parts
-from trimtab.lab.evaluate import intervals
+from trimtab.lab.evaluate import intervals, scores
 from trimtab.lab.files import read_json, write_json, write_lines
 from trimtab.lab.folders import MethodFolder, RunFolder, last_checkpoint
 from trimtab.lab.measure import environment
+from trimtab.lab.metrics import Row
 from trimtab.lab.tasks.base import Example, Facts, Loaded
-
-
-class LabTrainer(Trainer):
-    """A Trainer whose checkpoints leave out frozen weights, and whose predictions keep the order of the examples."""
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        return SequentialSampler(eval_dataset)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
-        state = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, {name: value for name, value in state.items() if name not in frozen})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +44,38 @@ class Job:
         return self.settings.task.encode(self.loaded.processor, self.parts[part], self.facts)
 
 
+class LabTrainer(Trainer):
+    """A Trainer whose checkpoints leave out frozen weights, and which measures what the task measures.
+
+    Args:
+        job: what is trained.
+    """
+
+    def __init__(self, job: Job, **options: Any) -> None:
+        super().__init__(**options)
+        self.job = job
+
+    def answer(self, part: str) -> list[Row]:
+        """The examples of a part with the model's answers, in the number format of training."""
+        job = self.job
+        size = 2 * job.settings.train.batch_size
+        with self.accelerator.autocast():
+            return job.settings.task.answer(self.model, job.loaded.processor, job.parts[part], job.facts, size)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Every metric of the validation part."""
+        found = scores(self.job.settings.task.metrics, self.answer("validation"))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: value for name, value in state.items() if name not in frozen})
+
+
 def train(run: RunFolder, title: str, events: Events) -> None:
     """Train one method from its newest checkpoint or from the start, measure it on the test part, and save it."""
     folder = run.method(title)
@@ -71,9 +90,9 @@ def train(run: RunFolder, title: str, events: Events) -> None:
     if settings.trial:
         _finish(job, used | _measure(job, trainer))
         return
-    outputs, labels = _predict(trainer, job.encode("test"))
-    test = intervals(settings.task.scores, outputs, labels, settings.evaluate)
-    _save(job, outputs)
+    rows = trainer.answer("test")
+    test = intervals(settings.task.metrics, rows, settings.evaluate)
+    _save(job, rows)
     _finish(job, used | _measure(job, trainer) | {"test": test})
 
 
@@ -88,7 +107,7 @@ def build(settings: Settings, facts: Facts) -> Loaded:
     return settings.method.wrap(loaded, source, task.peft_type)
 
 
-def _fit(job: Job, trainer: Trainer, events: Events) -> dict[str, Any]:
+def _fit(job: Job, trainer: LabTrainer, events: Events) -> dict[str, Any]:
     """Train from the newest checkpoint or from the start; what it took."""
     meter = Meter(sum(len(row.get("input_ids", ())) for row in trainer.train_dataset))
     for callback in (events, meter, History(job.folder.partial / "history.jsonl")):
@@ -103,16 +122,14 @@ def _fit(job: Job, trainer: Trainer, events: Events) -> dict[str, Any]:
     return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Meter)).read()
 
 
-def _trainer(job: Job) -> Trainer:
+def _trainer(job: Job) -> LabTrainer:
     task, train_ = job.settings.task, job.settings.train
-    validation = job.encode("validation")
     arguments = TrainingArguments(
         output_dir=str(job.folder.partial),
         num_train_epochs=train_.epochs,
         max_steps=train_.max_steps or -1,
         per_device_train_batch_size=train_.batch_size,
         gradient_accumulation_steps=train_.accumulate,
-        per_device_eval_batch_size=2 * train_.batch_size,
         learning_rate=train_.learning_rate,
         lr_scheduler_type=train_.schedule,
         warmup_steps=train_.warmup,
@@ -133,35 +150,20 @@ def _trainer(job: Job) -> Trainer:
         restore_callback_states_from_checkpoint=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        label_names=["labels"],
         report_to=job.about["track"] or "none",
         project=job.about["project"],
         run_name=job.folder.path.name,
         disable_tqdm=True,
     )
     return LabTrainer(
+        job,
         model=job.loaded.model,
         args=arguments,
         train_dataset=job.encode("train"),
-        eval_dataset=[validation[position] for position in _by_length(validation)],
+        eval_dataset=job.parts["validation"],
         data_collator=task.collator(job.loaded.processor),
         compute_loss_func=task.loss(job.parts["train"], job.facts),
-        compute_metrics=lambda predicted: task.scores(predicted.predictions, predicted.label_ids),
-        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs,
     )
-
-
-def _by_length(rows: list[dict[str, Any]]) -> list[int]:
-    """The positions of encoded examples, short ones first: batches of equal length need little padding."""
-    return sorted(range(len(rows)), key=lambda position: len(rows[position].get("input_ids", ())))
-
-
-def _predict(trainer: Trainer, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The model's outputs and the labels of encoded examples, in their order."""
-    order = _by_length(rows)
-    predicted = trainer.predict([rows[position] for position in order])
-    back = np.argsort(order)
-    return predicted.predictions[back], predicted.label_ids[back]
 
 
 def _measure(job: Job, trainer: Trainer) -> dict[str, Any]:
@@ -182,13 +184,11 @@ def _measure(job: Job, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _save(job: Job, outputs: np.ndarray) -> None:
+def _save(job: Job, rows: list[Row]) -> None:
     """Write the model and its answers."""
     partial = job.folder.partial
     job.loaded.model.save_pretrained(str(partial))
     job.loaded.processor.save_pretrained(str(partial))
-    answers = job.settings.task.answers(outputs, job.facts)
-    rows = (row | answer for row, answer in zip(job.parts["test"], answers, strict=True))
     write_lines(partial / "predictions.jsonl", rows)
 
 

@@ -77,7 +77,7 @@ class Adamss(Method):
         clusters = kmeans(u, cfg.num_subspaces, CLUSTERS_SEED)
         place = torch.cat(clusters).argsort()  # of each output, among the outputs of all subspaces in turn
         slots = {"V": Slot(name="adamss_newB", shape=tuple(v.shape), init=constant(v), trainable=False)}
-        index: dict[str, Any] = {"dtype": place.dtype, "trainable": False, "kept": False}
+        index: dict[str, Any] = {"dtype": place.dtype, "trainable": False, "kept": False, "signs": 0}
         slots["place"] = Slot(name="adamss_place", shape=(site.out,), init=constant(place), **index)
         for k, rows in enumerate(clusters):
             _, s, right = torch.linalg.svd(u[rows], full_matrices=False)

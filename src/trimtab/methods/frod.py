@@ -79,13 +79,14 @@ class Frod(Factored):
         start = zeros if cfg.init_weights else normal(0.1)
         common: dict[str, Any] = {"part": vars(cfg)["category"], "module": True, "shared": True, "trainable": False}
         common["file"] = None if cfg.save_projection else ""
+        signs = None if cfg.save_projection else 1  # V decides on those of U
         return {
             "l": Slot(name="frod_lambda_l", shape=(n,), init=start),
             "s": Slot(name="frod_lambda_s_values", shape=(places,), init=start),
-            "V": Slot(name="frod_V", shape=(n, n), **common),
+            "V": Slot(name="frod_V", shape=(n, n), signs=signs, **common),
             "places": Slot(name="frod_s_indices", shape=(2, places), dtype=torch.int64, **common),
             "size": Slot(name="frod_s_size", shape=(2,), dtype=torch.int64, **common),
-            "U": Slot(name="frod_U", shape=(rows, n), kept=False),
+            "U": Slot(name="frod_U", shape=(rows, n), kept=False, signs=signs),
             "D": Slot(name="frod_D", shape=(n,), kept=False),
         }
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ..config import AdapterConfig, reserved
-from ..errors import ConfigError, listing
+from ..errors import ConfigError, ConversionError, listing
 from ..method import STARTS, Adapter, Method, Slot, Start, kaiming, normal, zeros
 from ..sites import Site
 from . import options
@@ -140,6 +140,18 @@ class Lora(Method):
         return replace(
             cfg, r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=dict(others),
             use_rslora=False, init_lora_weights=True, **options.unset(cfg),
+        )  # fmt: skip
+
+    def doubled(self, cfg: LoraConfig) -> LoraConfig:
+        if cfg.init_lora_weights is not True and not self.changes_base(cfg):
+            raise ConversionError(
+                f"`init_lora_weights`={cfg.init_lora_weights!r} left the base as it was; save it as it is"
+            )
+        factor = math.sqrt(2) if cfg.use_rslora else 2
+        return replace(
+            cfg, r=2 * cfg.r, lora_alpha=factor * cfg.lora_alpha, init_lora_weights=True,
+            rank_pattern={k: 2 * r for k, r in (cfg.rank_pattern or {}).items()},
+            alpha_pattern={k: factor * alpha for k, alpha in (cfg.alpha_pattern or {}).items()}, **options.unset(cfg),
         )  # fmt: skip
 
     def changes_base(self, cfg: LoraConfig) -> bool:

@@ -2,8 +2,8 @@
 
 W' = W + B (diag(b) R diag(a) - I) A, where B A is the part of W by its r largest singular values, and R (r, r) is
 orthogonal: the Cayley transform of a skew-symmetric Q, of which the upper triangle is trained. With B = U S and A = V
-the angles within that part stay. A and B are made from W again on loading; R means the signs of the singular vectors
-that torch finds where W is. The kernel of a convolution is flattened into `in`.
+the angles within that part stay. A and B are made from W again on loading; R means the signs that the singular vectors
+had in training, which a file notes (see `signs`). The kernel of a convolution is flattened into `in`.
 """
 
 from dataclasses import dataclass
@@ -79,8 +79,8 @@ class Psoft(Method):
         for key, trained in (("b", cfg.psoft_mag_b), ("a", cfg.psoft_mag_a)):
             if trained:
                 slots[key] = Slot(name="psoft_R", part=f"vector_{key}", shape=(r,), init=ones, module=True)
-        slots["A"] = Slot(name="psoft_A", shape=(r, columns), kept=False)
-        slots["B"] = Slot(name="psoft_B", shape=(out, r), kept=False)
+        slots["A"] = Slot(name="psoft_A", shape=(r, columns), kept=False, signs=0)
+        slots["B"] = Slot(name="psoft_B", shape=(out, r), kept=False, signs=1)
         return slots
 
     def derive(self, a: Adapter) -> None:

@@ -58,7 +58,7 @@ class Supertuning(Method):
             raise ConfigError(f"`sparsity`={cfg.sparsity} leaves none of the {total} entries of this weight to train")
         values = Slot(name="supertuning_values", shape=(n,), init=zeros if cfg.init_weights else normal())
         kept = cfg.save_precomputed_indices
-        where = Slot(name="supertuning_indices", shape=(n,), trainable=False, dtype=torch.int32, kept=kept)
+        where = Slot(name="supertuning_indices", shape=(n,), trainable=False, dtype=torch.int32, kept=kept, signs=0)
         slots = {"values": values, "where": where}
         if r := cfg.r:
             start = zeros if cfg.init_weights else kaiming

@@ -2,10 +2,21 @@
 
 from ..api import prepare_model_for_kbit_training
 from ..base_state import get_base_model_state_dict, set_base_model_state_dict
+from ..compat.functional import freeze_adapter as _freeze_adapter
+from ..compat.functional import set_additional_trainable_modules
+from ..compat.quantization import (
+    get_quantization_config,
+    get_quantization_kwargs,
+    quantization_extra_repr,
+    resolve_quantization_backend,
+)
 from ..compat.utilities import (
+    bloom_model_postprocess_past_key_value,
     cast_mixed_precision_params,
     id_tensor_storage,
     infer_device,
+    map_cache_to_layer_device_map,
+    register_peft_method,
     shift_tokens_right,
     transpose,
 )
@@ -30,15 +41,24 @@ __all__ = [
     "PeftWarning",
     "TaskType",
     "TrainableTokensWrapper",
+    "_freeze_adapter",
     "_get_submodules",
+    "bloom_model_postprocess_past_key_value",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
     "get_peft_model_state_dict",
+    "get_quantization_config",
+    "get_quantization_kwargs",
     "id_tensor_storage",
     "infer_device",
     "load_peft_weights",
+    "map_cache_to_layer_device_map",
     "prepare_model_for_kbit_training",
+    "quantization_extra_repr",
+    "register_peft_method",
     "replace_lora_weights_loftq",
+    "resolve_quantization_backend",
+    "set_additional_trainable_modules",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
     "shift_tokens_right",

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
+from trimtab.lab.metrics import Metric, Row
 from trimtab.lab.schema import Option
 
 Example = dict[str, Any]
 Facts = dict[str, Any]
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,15 @@ class Task(Option):
 
     peft_type: ClassVar[str]
     """Name of the `trimtab.TaskType`."""
-    metrics: ClassVar[dict[str, str]]
-    """What is measured, from 0 to 1, higher being better: key -> heading. The first one draws the picture."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """What is measured. The first one draws the picture."""
     select_by: ClassVar[str]
-    """The metric that chooses the best checkpoint on the validation part."""
-    higher_is_better: ClassVar[bool] = True
-    """Whether that metric is better when it is higher."""
+    """Name of the metric that chooses the best checkpoint on the validation part."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the metric that chooses is better when it is higher."""
+        return next(metric.higher_is_better for metric in self.metrics if metric.name == self.select_by)
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -86,9 +89,29 @@ class Task(Option):
         """A loss in place of the model's own, called as `loss(outputs, labels, num_items_in_batch)`; or None."""
 
     @abstractmethod
-    def answers(self, outputs: np.ndarray, facts: Facts) -> list[dict[str, Any]]:
-        """The model's outputs, one row an example, as what a person wants to read."""
+    def read(self, model: Any, batch: dict[str, Any], processor: Any, facts: Facts) -> list[Answer]:
+        """What the model says of one batch of tensors, an answer an example."""
 
-    @abstractmethod
-    def scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Every metric of the given examples."""
+    def answer(self, model: Any, processor: Any, examples: list[Example], facts: Facts, batch_size: int) -> list[Row]:
+        """The examples with what the model says of them, in their order.
+
+        Similar lengths go into a batch together, so that little is padded. The model is in evaluation mode meanwhile.
+        """
+        import torch
+
+        encoded = self.encode(processor, examples, facts)
+        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place].get("input_ids", ())))
+        collate, device = self.collator(processor), next(model.parameters()).device
+        found: dict[int, Row] = {}
+        training = model.training
+        model.eval()
+        try:
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                batch = {key: value.to(device) for key, value in collate([encoded[p] for p in places]).items()}
+                with torch.no_grad():
+                    answers = self.read(model, batch, processor, facts)
+                found |= {p: examples[p] | answer for p, answer in zip(places, answers, strict=True)}
+        finally:
+            model.train(training)
+        return [found[place] for place in range(len(examples))]

@@ -3,12 +3,12 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt
 
-from trimtab.lab.tasks.base import Example, Facts, Loaded, Task
+from trimtab.lab.metrics.classification import CLASSIFICATION
+from trimtab.lab.tasks.base import Answer, Example, Facts, Loaded, Task
 
 
 class TextClassification(Task):
@@ -16,7 +16,7 @@ class TextClassification(Task):
 
     kind = "text_classification"
     peft_type = "SEQ_CLS"
-    metrics: ClassVar[dict[str, str]] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+    metrics = CLASSIFICATION
     select_by = "accuracy"
 
     text: str = Field("text", description="The column with the text.")
@@ -98,29 +98,19 @@ class TextClassification(Task):
 
         return weighted
 
-    def answers(self, outputs: np.ndarray, facts: Facts) -> list[dict[str, Any]]:
-        labels = facts["labels"]
-        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-        shares = shifted / shifted.sum(axis=-1, keepdims=True)
-        return [
-            {
-                "predicted": labels[int(row.argmax())],
-                "probabilities": {label: round(float(share), 6) for label, share in zip(labels, row, strict=True)},
-            }
-            for row in shares
-        ]
+    def read(self, model: Any, batch: dict[str, Any], processor: Any, facts: Facts) -> list[Answer]:
+        return classified(model(**batch)["logits"], facts["labels"])
 
-    def scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy, and the mean F1 of the classes that occur among the labels or the predictions."""
-        classes = outputs.shape[-1]
-        pairs = np.bincount(labels * classes + outputs.argmax(axis=-1), minlength=classes**2)
-        confusion = pairs.reshape(classes, classes)
-        hits, involved = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
-        present = involved > 0
-        return {
-            "accuracy": float(hits.sum() / len(labels)),
-            "macro_f1": float((2 * hits[present] / involved[present]).mean()),
+
+def classified(logits: Any, labels: list[str]) -> list[Answer]:
+    """The answers of logits (examples, labels)."""
+    return [
+        {
+            "predicted": labels[int(row.argmax())],
+            "probabilities": {label: round(float(share), 6) for label, share in zip(labels, row, strict=True)},
         }
+        for row in logits.float().softmax(-1).cpu().numpy()
+    ]
 
 
 TASK = TextClassification

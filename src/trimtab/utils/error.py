@@ -1,0 +1,5 @@
+"""What anything of ours raises."""
+
+from ..errors import TrimtabError as PeftError
+
+__all__ = ["PeftError"]
