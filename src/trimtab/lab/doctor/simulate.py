@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,37 @@ from trimtab.lab.doctor.steps import Stepper
 Batch = dict[str, Any]
 
 
+LARGE = 32 * 2**20
+"""From this size on, in bytes, glibc gives a tensor pages of its own; smaller ones share a heap that gets holes."""
+
+
+class Amount(NamedTuple):
+    """Bytes of tensors, the large ones apart."""
+
+    small: int = 0
+    large: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.small + self.large
+
+    def plus(self, size: int) -> "Amount":
+        """With one more tensor of a size; with one less, for a negative size."""
+        large = abs(size) >= LARGE
+        return Amount(self.small + size * (not large), self.large + size * large)
+
+    def minus(self, other: "Amount") -> "Amount":
+        """The difference of two amounts."""
+        return Amount(self.small - other.small, self.large - other.large)
+
+
 class Memory(TorchDispatchMode):
-    """Within it, `now` is the size in bytes of all tensors it has seen that are still alive; `peak` is its maximum."""
+    """Within it, `now` is the size of all tensors it has seen that are still alive; `peak` is what it was at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = Amount()
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,22 +71,21 @@ class Memory(TorchDispatchMode):
         key = storage._cdata
         if key not in self.sizes:
             self.sizes[key] = storage.nbytes()
-            self.now += self.sizes[key]
-            self.peak = max(self.peak, self.now)
+            self.now = self.now.plus(self.sizes[key])
+            self.peak = max(self.peak, self.now, key=lambda amount: amount.total)
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
-        self.now -= self.sizes.pop(key, 0)
+        self.now = self.now.plus(-self.sizes.pop(key, 0))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of tensors: at the start, and at the peak of each phase; None where a phase does not exist."""
+    """What tensors take beyond the model as it was loaded, at the peak of each phase; None where there is no such."""
 
-    start: int
-    train: int
-    evaluate: int
-    merge: int | None = None
+    train: Amount
+    evaluate: Amount
+    merge: Amount | None = None
 
 
 def simulate(model: nn.Module, stepper: Stepper, batch: Batch, evaluation: Batch) -> Sizes:
@@ -79,22 +103,23 @@ def simulate(model: nn.Module, stepper: Stepper, batch: Batch, evaluation: Batch
         optimizer = stepper.optimizer(twin)
         for _ in range(2):  # the state of the optimiser is there from the second step on
             stepper.step(twin, optimizer, real_batch)
-        train, memory.peak = memory.peak, memory.now
+        train, memory.peak = memory.peak.minus(start), memory.now
         twin.eval()
         stepper.evaluate(twin, real_evaluation)
-        return Sizes(start, train, memory.peak, _merged(model))
+        return Sizes(train, memory.peak.minus(start), _merged(model))
 
 
-def _merged(model: nn.Module) -> int | None:
-    """The size at the peak of merging the adapter into the weights; None for what has none to merge."""
+def _merged(model: nn.Module) -> Amount | None:
+    """What merging the adapter into the weights takes at its peak; None for what has none to merge."""
     if not hasattr(model, "merge_and_unload"):
         return None
     with _fake(model) as (twin, _, memory):
+        start = memory.now
         try:
             twin.merge_and_unload()
         except (AttributeError, ValueError):  # a prompt, or an adapter that is no change of weights
             return None
-        return memory.peak
+        return memory.peak.minus(start)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One step of training and one of evaluation, as the Trainer makes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Stepper:
         trained = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trained, lr=self.train.learning_rate or 1e-4, fused=True)
 
-    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any]) -> None:
         """Forward, backward and update; more than two accumulated batches take no more memory than two."""
         for _ in range(min(self.train.accumulate, 2)):
             self.loss_of(model, batch).backward()
@@ -33,19 +33,19 @@ class Stepper:
         optimizer.step()
         optimizer.zero_grad()
 
-    def evaluate(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+    def evaluate(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Forward only."""
         with torch.no_grad():
             return self._outputs(model, batch)
 
-    def loss_of(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def loss_of(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The loss of a batch."""
         if self.loss is None:
             return self._outputs(model, batch)["loss"]
         labels = batch["labels"]
         return self.loss(self._outputs(model, {k: v for k, v in batch.items() if k != "labels"}), labels)
 
-    def _outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+    def _outputs(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         from accelerate.utils.operations import convert_to_fp32
 
         with self._precision(next(model.parameters()).device.type):
