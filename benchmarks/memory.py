@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -187,7 +188,7 @@ def child_train(row: Row) -> dict[str, Any]:
             output_dir=folder, max_steps=3, per_device_train_batch_size=row.batch, remove_unused_columns=False,
             per_device_eval_batch_size=2 * row.batch, gradient_checkpointing=row.checkpointing, report_to="none",
             bf16=row.precision == "bf16", disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
-            prediction_loss_only=True,
+            prediction_loss_only=True, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         data = examples(row, 4 * row.batch)
         trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data[: 2 * row.batch])
@@ -196,7 +197,6 @@ def child_train(row: Row) -> dict[str, Any]:
         reading.restart()
         trainer.train()
         train = reading.peak()
-        reading.restart()
         trainer.evaluate()
         return {"resting": resting, "train": train, "evaluate": reading.peak()}
 
@@ -229,20 +229,59 @@ def main() -> None:
     """Measure all configurations and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a word in the names of the configurations")
+    parser.add_argument("--jobs", type=int, default=1, help="configurations at a time; no time is measured")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(CHILDREN[options.child[0]](Row(**json.loads(options.child[1])))))
         return
+    wanted = [row for row in (rows_gpu() if torch.cuda.is_available() else rows_cpu()) if options.only in row.name]
     rows: dict[str, Any] = {}
-    for row in rows_gpu() if torch.cuda.is_available() else rows_cpu():
-        if options.only in row.name:
-            planned, measured = run_child("plan", row), run_child("train", row)
-            if planned["merge"] is not None:
-                measured |= run_child("merge", row)
-            rows[row.name] = {"planned": planned, "measured": measured}
-            print(row.name, json.dumps(rows[row.name]), flush=True)
-    keep(f"memory_{'cuda' if torch.cuda.is_available() else 'cpu'}", rows)
+    with ThreadPoolExecutor(options.jobs) as pool:  # each waits for a process of its own
+        for row, found in zip(wanted, pool.map(measure, wanted), strict=True):
+            rows[row.name] = found
+            print(row.name, json.dumps(found), flush=True)
+    keep(f"memory_{'cuda' if torch.cuda.is_available() else 'cpu'}", {**summary(rows), "configurations": rows})
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """One line of the table."""
+    planned, measured = run_child("plan", row), run_child("train", row)
+    if planned["merge"] is not None:
+        measured |= run_child("merge", row)
+    return beside(planned, measured)
+
+
+def beside(planned: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """The planned and the measured peak of each phase in MB, and the error of the first."""
+    found: dict[str, Any] = {"overhead": planned["overhead"], "resting": round(measured["resting"] / 1e6)}
+    for phase in ("train", "evaluate", "merge"):
+        if measured.get(phase):
+            error = planned[phase] / measured[phase] - 1
+            of_increment = (planned[phase] - planned["resting"]) / max(measured[phase] - measured["resting"], 1) - 1
+            found[phase] = {
+                "planned": round(planned[phase] / 1e6),
+                "measured": round(measured[phase] / 1e6),
+                "error": round(error, 4),
+                "error_of_increment": round(of_increment, 4),
+            }
+    return found
+
+
+def summary(rows: dict[str, Any]) -> dict[str, Any]:
+    """Median and largest errors over all configurations."""
+    found = {}
+    for phase in ("train", "evaluate", "merge"):
+        errors = [abs(row[phase]["error"]) for row in rows.values() if phase in row]
+        increments = [abs(row[phase]["error_of_increment"]) for row in rows.values() if phase in row]
+        if errors:
+            found[phase] = {
+                "configurations": len(errors),
+                "median_error": round(statistics.median(errors), 4),
+                "largest_error": round(max(errors), 4),
+                "median_error_of_increment": round(statistics.median(increments), 4),
+            }
+    return {"errors": found}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import trimtab
 from trimtab.lab.check import load_experiment
 from trimtab.lab.commands import app
 from trimtab.lab.data import prepare
-from trimtab.lab.doctor import Diagnosis, examine, probe, reload, show
-from trimtab.lab.doctor.gauge import Machine
+from trimtab.lab.doctor import Diagnosis, examine, memory, probe, reload, show
+from trimtab.lab.doctor.gauge import Gauge, Machine
 from trimtab.lab.doctor.memory import foresee
 from trimtab.lab.doctor.pace import pace
 from trimtab.lab.doctor.rates import look_at_rate, usual
@@ -228,7 +228,7 @@ def test_a_machine_that_is_too_small(examined, monkeypatch):
     monkeypatch.setattr(Machine, "room", lambda self: needed // 2)
     found = claims(examined(LORA), "memory")
     assert [claim.split(":")[0] for claim in found] == ["error", "error", "warning"]
-    assert "to train takes about" in found[0]
+    assert "training takes about" in found[0]
     monkeypatch.setattr(Machine, "room", lambda self: int(needed * 1.05))
     assert {claim.split(":")[0] for claim in claims(examined(LORA), "memory")} == {"warning"}
 
@@ -288,6 +288,37 @@ def test_a_plan_meets_what_is_measured():
     grown = machine.peak() - planned.resting
     assert grown > 150e6
     assert planned.train - planned.resting == pytest.approx(grown, rel=0.35)
+
+
+class Graphics(Gauge):
+    """A GPU that hands out what it is asked for, and keeps 8 MB for its libraries."""
+
+    name = "GPU memory"
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def now(self):
+        return 100
+
+    def restart(self):
+        pass
+
+    def peak(self):
+        return 100 + 8_000_000 + self.seen.total
+
+    def room(self):
+        return 10**9
+
+
+def test_a_gpu_needs_what_its_tensors_need_and_a_workspace(monkeypatch):
+    model, stepper, batch = Chain(64, 3), Stepper(Train()), {"x": torch.randn(64, 64)}
+    small, large = ({"x": batch["x"][:rows]} for rows in (8, 64))
+    sizes = {rows: simulate(model, stepper, given, given).train for rows, given in ((8, small), (64, large))}
+    monkeypatch.setattr(memory, "gauge", lambda: Graphics(sizes[8]))
+    planned = foresee(model, stepper, large, small, small)
+    assert planned.train == 100 + 8_000_000 + sizes[64].total
+    assert planned.evaluate == planned.train
 
 
 # the rest

@@ -1,5 +1,6 @@
 """What training, evaluating and merging will take of the machine's memory: simulated, then calibrated by a probe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,7 +25,7 @@ class Plan:
     """Of training and evaluating by turns."""
     merge: int | None
     overhead: float
-    """What the allocator took for each byte of small tensors in the probe."""
+    """What the probe took for each byte of its tensors."""
 
 
 def foresee(
@@ -51,22 +52,26 @@ def foresee(
     optimizer = stepper.optimizer(model)
     for _ in range(PROBE_STEPS):
         stepper.step(model, optimizer, probe)
-    libraries = LIBRARIES if isinstance(reading, Machine) else 0
-    overhead = _overhead(reading, resting + libraries, small.train)
-
-    def peak(amount: Amount) -> int:
-        return resting + libraries + amount.large + round(overhead * amount.small)
-
+    peak = _calibrated(reading, resting, small.train)
     train = peak(full.train)
     return Plan(
         resting=resting,
         train=train,
         evaluate=max(train, peak(full.evaluate)),
         merge=None if full.merge is None else peak(full.merge),
-        overhead=round(overhead, 3),
+        overhead=round((reading.peak() - resting) / max(small.train.total, 1), 3),
     )
 
 
-def _overhead(reading: Gauge, before: int, amount: Amount) -> float:
-    """Bytes that were taken for each byte of small tensors; large ones take what they are."""
-    return max(1.0, (reading.peak() - before - amount.large) / max(amount.small, 1))
+def _calibrated(reading: Gauge, resting: int, probe: Amount) -> Callable[[Amount], int]:
+    """From tensors to the peak of a process, as the probe teaches.
+
+    A CPU's heap gets holes, in proportion to the small tensors that come and go in it; large ones take what they are. A
+    GPU's allocator hands out what is asked for, and its libraries ask for a workspace of their own.
+    """
+    if not isinstance(reading, Machine):
+        workspace = max(0, reading.peak() - resting - probe.total)
+        return lambda amount: resting + workspace + amount.total
+    taken = reading.peak() - resting - LIBRARIES - probe.large
+    factor = max(1.0, taken / max(probe.small, 1))
+    return lambda amount: resting + LIBRARIES + amount.large + round(factor * amount.small)

@@ -32,6 +32,7 @@ from trimtab.lab.train import build
 
 PROBE_TOKENS = 1024
 """Tokens of the probe on a CPU, where a full batch could take minutes; a GPU takes the full batch."""
+PHASES = {"train": "training takes", "evaluate": "training and evaluating by turns take", "merge": "merging takes"}
 TIGHT = 0.9
 """Share of the room from which on a plan is called tight."""
 
@@ -109,7 +110,7 @@ def _look_at_memory(diagnosis: Diagnosis, plan: Plan) -> None:
         needed = diagnosis.memory[phase]
         if needed is None:
             continue
-        found = f"to {phase} takes about {size(needed)} of {reading.name}, and there is room for {size(room)}"
+        found = f"{PHASES[phase]} about {size(needed)} of {reading.name}, and there is room for {size(room)}"
         if needed > TIGHT * room:
             serious = needed > room and phase != "merge"
             diagnosis.add("error" if serious else "warning", "memory", found, help_)
