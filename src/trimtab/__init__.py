@@ -22,6 +22,7 @@ from .api import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
+from .audit import Audit, Finding, audit
 from .auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -164,6 +165,7 @@ __all__ = [
     "AdapterLayer",
     "AdaptionPromptConfig",
     "ArrowConfig",
+    "Audit",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -189,6 +191,7 @@ __all__ = [
     "DeftConfig",
     "DeloraConfig",
     "EvaConfig",
+    "Finding",
     "FourierFTConfig",
     "FrodConfig",
     "GloraConfig",
@@ -264,6 +267,7 @@ __all__ = [
     "WaveFTConfig",
     "XLoraConfig",
     "__version__",
+    "audit",
     "bloom_model_postprocess_past_key_value",
     "cast_mixed_precision_params",
     "compose_cartridge_adapters",

@@ -1,0 +1,86 @@
+"""How long a run will take, from the time of a few steps."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trimtab.lab.doctor.findings import Diagnosis
+from trimtab.lab.doctor.steps import Stepper
+from trimtab.lab.doctor.tokens import length
+from trimtab.lab.text import duration
+from trimtab.lab.training import Train
+
+TOKENS = 1024
+"""Of the larger of the two batches that are timed on a CPU."""
+
+Rows = list[dict[str, Any]]
+
+
+def pace(
+    diagnosis: Diagnosis,
+    train: Train,
+    stepper: Stepper,
+    model: Any,
+    rows: dict[str, Rows],
+    batch: Callable[[Rows], dict[str, Any]],
+) -> None:
+    """Estimate the seconds of training, with an evaluation an epoch and one at the end.
+
+    Two batches of usual length, one half the other, tell what a step costs and what a token costs.
+
+    Args:
+        diagnosis: takes the estimate.
+        train: how long is trained.
+        stepper: makes the steps, which train the model.
+        model: as it is.
+        rows: the encoded examples of each part, the longest first.
+        batch: makes a batch of some.
+    """
+    middle = len(rows["train"]) // 2
+    most = train.batch_size if torch.cuda.is_available() else TOKENS // length(rows["train"][middle])
+    number = max(2, min(train.batch_size, most, len(rows["train"])))
+    usual = rows["train"][max(0, middle - number // 2) :][:number]
+    model.train()
+    optimizer = stepper.optimizer(model)
+
+    def seconds(part: Rows) -> float:
+        given = batch(part)
+        return _seconds(lambda: stepper.step(model, optimizer, given))
+
+    whole, half = seconds(usual), seconds(usual[::2])
+    model.eval()
+    given = batch(usual)
+    look = _seconds(lambda: stepper.evaluate(model, given)) / _tokens(usual)
+    repeats = min(train.accumulate, 2)
+    token = max(0.0, whole - half) / max(_tokens(usual) - _tokens(usual[::2]), 1) / repeats
+    step = max(0.0, whole / repeats - token * _tokens(usual))
+
+    batches = math.ceil(len(rows["train"]) / train.batch_size)
+    share: float = train.epochs
+    if train.max_steps:
+        share = min(share, train.max_steps * train.accumulate / batches)
+    training = share * (batches * step + token * _tokens(rows["train"]))
+    looking = look * (math.ceil(share) * _tokens(rows["validation"]) + _tokens(rows["test"]))
+    diagnosis.seconds = training + looking
+    diagnosis.add("info", "duration", f"about {duration(diagnosis.seconds)} a run")
+
+
+def _tokens(rows: Rows) -> int:
+    return sum(map(length, rows))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The faster of two calls."""
+    times = []
+    for _ in range(2):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)
