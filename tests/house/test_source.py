@@ -30,6 +30,7 @@ LONGER = {
 DISTRIBUTION = {
     "huggingface_hub": "huggingface-hub",
     "pydantic_core": "pydantic",  # its errors live there; pydantic requires one exact version of it
+    "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
