@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from trimtab.lab.config import Evaluate
-from trimtab.lab.evaluate import intervals, paired, scores
+from trimtab.lab.evaluate import intervals, paired, resampled, scores
 from trimtab.lab.metrics.classification import Accuracy, confusion
 from trimtab.lab.tasks.text_classification import TextClassification
 
@@ -77,6 +77,20 @@ def test_the_seed_decides():
     answers = rows(labels, np.random.default_rng(0).integers(2, size=50))
     first, same, other = (intervals(TASK.metrics, answers, Evaluate(resamples=1000, seed=seed)) for seed in (0, 0, 1))
     assert first == same != other
+
+
+def test_where_the_draws_are_cut_changes_nothing(monkeypatch):
+    """One product of all counts with the statistics, as written down here, gives what the pieces give."""
+    labels, guesses = np.random.default_rng(3).integers(4, size=(2, 50))
+    answers, evaluate = rows(labels, guesses), Evaluate(resamples=1001, seed=5)
+    counts = np.random.default_rng(5).multinomial(50, np.full(50, 1 / 50), size=1001)
+    spread = counts @ (labels == guesses) / 50
+    for held in (4_000_000, 50 * 7, 1):
+        monkeypatch.setattr("trimtab.lab.evaluate.AT_ONCE", held)
+        assert sum(len(part) for part in resampled(50, evaluate)) == 1001
+        assert max(part.size for part in resampled(50, evaluate)) <= max(held, 50)
+        found = intervals(TASK.metrics, answers, evaluate)["accuracy"]
+        assert [found["low"], found["high"]] == pytest.approx(np.quantile(spread, [0.025, 0.975]))
 
 
 def test_a_difference_is_seen_where_there_is_one():
