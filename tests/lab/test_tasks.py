@@ -1,18 +1,21 @@
 """Each task on a tiny model: what carries loss, what is measured, a whole run, and predict."""
 
 import csv
+import io
 import json
 import random
 
 import pytest
 import torch
 
+from trimtab.lab.callbacks import Events
 from trimtab.lab.errors import DataError
 from trimtab.lab.files import read_json, read_lines
 from trimtab.lab.predict import predict
 from trimtab.lab.tasks.causal_lm import CausalLM
 from trimtab.lab.tasks.seq2seq import Seq2Seq
 from trimtab.lab.tasks.token_classification import TokenClassification
+from trimtab.lab.train import train
 
 from .conftest import WORDS
 from .test_run import run_here
@@ -145,13 +148,24 @@ def test_first_pieces_have_the_tags(tiny_model):
     assert task.example({"tokens": ["w1"], "tags": ["O", "O"]}) is None
 
 
-def whole_run(folder, model, task, rows, methods):
+@pytest.fixture
+def whole_run(monkeypatch, tmp_path):
+    """Runs an experiment on some rows; methods are trained in this process, which saves the start of theirs."""
+
+    def train_here(folder, title, _):
+        train(folder, title, Events(io.StringIO()))
+
+    monkeypatch.setattr("trimtab.lab.sweep.train", train_here)
+    return lambda *experiment, **more: whole(tmp_path, *experiment, **more)
+
+
+def whole(folder, model, task, rows, methods, evaluate=""):
     with (folder / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     file = folder / "t.yaml"
     file.write_text(
         f"name: t\nmodel: {model}\ntask: {task}\ndata: rows.jsonl\nmethods: {methods}\n"
-        "train: {epochs: 1, batch_size: 16, learning_rate: 1.0e-2}\nevaluate: {resamples: 1000}\n"
+        f"train: {{epochs: 1, batch_size: 16, learning_rate: 1.0e-2}}\nevaluate: {{resamples: 1000{evaluate}}}\n"
     )
     status, said = run_here(file, folder / "runs")
     assert status == 0, said
@@ -163,12 +177,12 @@ def phrases(number, seed=0):
     return [" ".join(draws.choices(WORDS, k=draws.randint(3, 9))) for _ in range(number)]
 
 
-def test_a_run_of_token_classification(tmp_path, tiny_model):
+def test_a_run_of_token_classification(whole_run, tiny_model):
     texts = phrases(80)
     rows = [
         {"tokens": text.split(), "tags": ["B-X" if WORDS.index(w) % 2 else "O" for w in text.split()]} for text in texts
     ]
-    run = whole_run(tmp_path, tiny_model, "token_classification", rows, "[{lora: {r: 4, target_modules: [query]}}]")
+    run = whole_run(tiny_model, "token_classification", rows, "[{lora: {r: 4, target_modules: [query]}}]")
     answers = read_lines(run / "lora" / "predictions.jsonl")
     assert all(len(row["predicted"]) == len(row["words"]) for row in answers)
     right = sum(a == b for row in answers for a, b in zip(row["tags"], row["predicted"], strict=True))
@@ -178,10 +192,10 @@ def test_a_run_of_token_classification(tmp_path, tiny_model):
     assert len(said["predicted"]) == 3
 
 
-def test_a_run_of_translation(tmp_path, t5):
+def test_a_run_of_translation(whole_run, t5):
     rows = [{"source": text, "target": text[::-1]} for text in phrases(60)]
     options = "{lora: {r: 2, target_modules: [q, v]}}"
-    run = whole_run(tmp_path, t5, "{seq2seq: {max_target_length: 8}}", rows, f"[untrained, {options}]")
+    run = whole_run(t5, "{seq2seq: {max_target_length: 8}}", rows, f"[untrained, {options}]")
     answers = read_lines(run / "lora" / "predictions.jsonl")
     measured = read_json(run / "lora" / "metrics.json")["test"]
     import sacrebleu
@@ -194,11 +208,11 @@ def test_a_run_of_translation(tmp_path, t5):
     assert isinstance(predict(run / "lora", ["w1 w2"])[0]["predicted"], str)
 
 
-def test_a_run_of_a_language_model(tmp_path, llama):
+def test_a_run_of_a_language_model(whole_run, llama):
     rows = [{"q": text, "a": text.split()[0]} for text in phrases(60)]
     lora = "{lora: {r: 2, target_modules: [q_proj], train: {epochs: 3}}}"
     methods = f"[untrained, {lora}, {{prompt_tuning: {{num_virtual_tokens: 2}}}}]"
-    run = whole_run(tmp_path, llama, "{causal_lm: {prompt: q, response: a, max_new_tokens: 4}}", rows, methods)
+    run = whole_run(llama, "{causal_lm: {prompt: q, response: a, max_new_tokens: 4}}", rows, methods)
     before, after, prompted = (
         read_json(run / title / "metrics.json")["test"]["perplexity"]["value"]
         for title in ("untrained", "lora", "prompt_tuning")
