@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from trimtab.lab.predict import predict
 from trimtab.lab.tasks.causal_lm import CausalLM
 from trimtab.lab.tasks.seq2seq import Seq2Seq
 from trimtab.lab.tasks.token_classification import TokenClassification
-from trimtab.lab.train import train
+from trimtab.lab.train import _learnable, train
 
 from .conftest import WORDS
 from .test_run import run_here
@@ -128,6 +130,63 @@ def test_perplexity_is_that_of_the_model_whatever_the_padding(tokenizer, llama):
         assert row["nll"] == pytest.approx(loss.item() * row["tokens"], rel=1e-4)
 
 
+def test_a_long_text_is_read_to_its_end(tokenizer, llama):
+    """In windows, as computed here by themselves; each token but the first is predicted once."""
+    task, words = CausalLM(text="t", max_length=4), [f"w{number}" for number in range(9)]
+    loaded = task.load(str(llama), None, {})
+    rows = task.encode(tokenizer, [{"text": " ".join(words)}], {})
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == ["w0 w1 w2 w3", "w3 w4 w5 w6", "w6 w7 w8 </s>"]
+    carrying = [label for row in rows for label in row["labels"] if label >= 0]
+    assert tokenizer.decode(carrying) == "w1 w2 w3 w4 w5 w6 w7 w8 </s>"
+    (short, row) = task.answer(loaded.model, tokenizer, [{"text": "w1"}, {"text": " ".join(words)}], {}, 2)
+    ids = torch.tensor([r["input_ids"] for r in rows])
+    expected = 3 * sum(loaded.model(input_ids=one[None], labels=one[None]).loss.item() for one in ids)
+    assert (short["tokens"], row["tokens"]) == (1, 9)
+    assert row["nll"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_packed_texts_leave_no_room(tokenizer):
+    task = CausalLM(text="t", max_length=5, pack=True)
+    rows = task.encode(tokenizer, [{"text": "w1 w2"}, {"text": "w3"}, {"text": "w4 w5 w6"}], {})
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == ["w1 w2 </s> w3 </s>", "</s> w4 w5 w6 </s>"]
+    assert [sum(label >= 0 for label in row["labels"]) for row in rows] == [4, 4]
+    with pytest.raises(ValueError, match="only plain `text` is packed"):
+        CausalLM(messages="m", pack=True)
+
+
+def test_the_end_is_learned_though_it_pads(tokenizer, llama, tmp_path):
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
+    bare.save_pretrained(tmp_path)
+    LlamaForCausalLM.from_pretrained(llama).save_pretrained(tmp_path)
+    task = CausalLM(prompt="q", response="a", template="{prompt} ")
+    loaded = task.load(str(tmp_path), None, {})
+    assert loaded.processor.pad_token == "</s>"
+    examples = [{"prompt": "w1", "response": "w2"}, {"prompt": "w1", "response": "w2 w3 w4"}]
+    batch = task.collator(loaded.processor)(task.encode(loaded.processor, examples, {}))
+    assert batch["input_ids"][0].tolist()[2:] == [1, 1, 1]
+    assert batch["labels"][0].tolist()[2:] == [1, -100, -100]
+    assert batch["attention_mask"][0].tolist() == [1, 1, 1, 0, 0]
+    assert batch["labels"][1, -1] == 1
+
+
+def test_what_teaches_nothing_is_left_out_and_counted():
+    rows = [{"labels": [-100, 3]}, {"labels": [-100, -100]}, {"labels": 0}, {}]
+    job = SimpleNamespace(facts={})
+    assert _learnable(job, rows) == [rows[0], rows[2], rows[3]]
+    assert job.facts == {"without_loss": 1}
+    assert _learnable(job, rows[:1]) is not None
+    with pytest.raises(DataError, match="no token of the 1 training examples carries loss"):
+        _learnable(job, rows[1:2])
+
+
+def test_templates_may_hold_braces(tokenizer):
+    task = CausalLM(prompt="q", response="a", template="w0 {prompt} {x} ")
+    (row,) = task.encode(tokenizer, [{"prompt": "w2", "response": "w4"}], {})
+    assert tokenizer.decode(row["input_ids"]) == "w0 w2 <unk> w4 </s>"
+
+
 def test_forms_of_a_language_model_are_told_apart():
     for wrong in ({}, {"text": "t", "prompt": "p", "response": "r"}, {"prompt": "p"}):
         with pytest.raises(ValueError, match="name the columns of one form"):
@@ -212,14 +271,33 @@ def test_a_run_of_a_language_model(whole_run, llama):
     rows = [{"q": text, "a": text.split()[0]} for text in phrases(60)]
     lora = "{lora: {r: 2, target_modules: [q_proj], train: {epochs: 3}}}"
     methods = f"[untrained, {lora}, {{prompt_tuning: {{num_virtual_tokens: 2}}}}]"
-    run = whole_run(llama, "{causal_lm: {prompt: q, response: a, max_new_tokens: 4}}", rows, methods)
+    run = whole_run(llama, "{causal_lm: {prompt: q, response: a, max_new_tokens: 4, samples: 3}}", rows, methods)
     before, after, prompted = (
         read_json(run / title / "metrics.json")["test"]["perplexity"]["value"]
         for title in ("untrained", "lora", "prompt_tuning")
     )
     assert after < before
+    shown = [row["predicted"] for row in read_lines(run / "lora" / "predictions.jsonl")]
+    asked = [row["prompt"] for row in read_lines(run / "data" / "test.jsonl")[:3]]
+    assert shown == [each["predicted"] for each in predict(run / "lora", asked)] + [None] * (len(shown) - 3)
     assert prompted != before
     assert isinstance(predict(run / "lora", ["w1 w2", "w3"])[1]["predicted"], str)
+
+
+def test_a_run_of_chats(whole_run, llama):
+    def chat(text):
+        said = [{"role": "user", "content": text}, {"role": "assistant", "content": text.split()[0]}]
+        return [*said, {"role": "user", "content": "w0"}, {"role": "assistant", "content": "w1 w2"}]
+
+    rows = [{"m": chat(text)} for text in phrases(40)]
+    run = whole_run(llama, "{causal_lm: {messages: m, max_new_tokens: 4}}", rows, "[full]")
+    answers = read_lines(run / "full" / "predictions.jsonl")
+    assert {row["tokens"] for row in answers} == {2 + 3}
+    assert all(isinstance(row["predicted"], str) for row in answers)
+    total = sum(row["nll"] for row in answers) / sum(row["tokens"] for row in answers)
+    measured = read_json(run / "full" / "metrics.json")["test"]["perplexity"]
+    assert measured["value"] == pytest.approx(math.exp(total))
+    assert measured["low"] < measured["value"] < measured["high"]
 
 
 def test_summaries_are_measured_by_rouge():

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from trimtab.lab import assets
 from trimtab.lab.callbacks import Events, History, Meter
 from trimtab.lab.config import Settings
 from trimtab.lab.data import load_parts
+from trimtab.lab.errors import DataError
 from trimtab.lab.evaluate import intervals, scores
 from trimtab.lab.files import read_json, write_json, write_lines
 from trimtab.lab.folders import MethodFolder, RunFolder, last_checkpoint
 from trimtab.lab.measure import environment
 from trimtab.lab.metrics import Row
 from trimtab.lab.origin import file_hash
-from trimtab.lab.tasks.base import Example, Facts, Loaded
+from trimtab.lab.tasks.base import Example, Facts, Loaded, carries_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +54,18 @@ class LabTrainer(Trainer):
         job: what is trained.
     """
 
-    def __init__(self, job: Job, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, job: Job, train_dataset: Sequence[dict[str, Any]], **options: Any) -> None:
+        super().__init__(train_dataset=_learnable(job, train_dataset), **options)
         self.job = job
 
     def answer(self, part: str) -> list[Row]:
         """The examples of a part with the model's answers, in the number format of training."""
         job = self.job
         size = 2 * job.settings.train.batch_size
+        task, model, processor = job.settings.task, self.model, job.loaded.processor
         with self.accelerator.autocast():
-            return job.settings.task.answer(self.model, job.loaded.processor, job.parts[part], job.facts, size)
+            rows = task.answer(model, processor, job.parts[part], job.facts, size)
+            return task.show(model, processor, rows, job.facts, size) if part == "test" else rows
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Every metric of the validation part."""
@@ -165,6 +169,23 @@ def _trainer(job: Job) -> LabTrainer:
         data_collator=task.collator(job.loaded.processor),
         compute_loss_func=task.loss(job.parts["train"], job.facts),
     )
+
+
+def _learnable(job: Job, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The encoded training examples without those in which no token carries loss; the facts say how many those are.
+
+    Raises DataError if none is left.
+    """
+    silent = {place for place, row in enumerate(rows) if not carries_loss(row)}
+    if not silent:
+        return rows
+    if len(silent) == len(rows):
+        raise DataError(
+            f"no token of the {len(rows):,} training examples carries loss; look at the columns under `task:`, and "
+            "whether its `max_length` leaves room for the answers"
+        )
+    job.facts["without_loss"] = len(silent)
+    return [row for place, row in enumerate(rows) if place not in silent]
 
 
 def _measure(job: Job, trainer: Trainer) -> dict[str, Any]:

@@ -81,7 +81,10 @@ class Task(Option):
 
     @abstractmethod
     def encode(self, processor: Any, examples: list[Example], facts: Facts) -> list[dict[str, Any]]:
-        """Examples as the model's inputs, one dict each, unpadded; with `labels` where they have a target."""
+        """Examples as the model's inputs, one dict each, unpadded; with `labels` where they have a target.
+
+        A task that cuts long examples into several, or joins short ones, overrides `answer` too.
+        """
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -96,16 +99,23 @@ class Task(Option):
         """What the model says of one batch of tensors, an answer an example."""
 
     def answer(self, model: Any, processor: Any, examples: list[Example], facts: Facts, batch_size: int) -> list[Row]:
-        """The examples with what the model says of them, in their order.
+        """The examples with what the model says of them, in their order."""
+        encoded = self.encode(processor, examples, facts)
+        answers = self.ask(model, processor, encoded, facts, batch_size)
+        return [example | answer for example, answer in zip(examples, answers, strict=True)]
 
-        Similar lengths go into a batch together, so that little is padded. The model is in evaluation mode meanwhile.
+    def ask(
+        self, model: Any, processor: Any, encoded: list[dict[str, Any]], facts: Facts, batch_size: int
+    ) -> list[Answer]:
+        """What the model, in evaluation mode, says of encoded examples, in their order.
+
+        Similar lengths go into a batch together, so that little is padded.
         """
         import torch
 
-        encoded = self.encode(processor, examples, facts)
         order = sorted(range(len(encoded)), key=lambda place: len(encoded[place].get("input_ids", ())))
         collate, device = self.collator(processor), next(model.parameters()).device
-        found: dict[int, Row] = {}
+        found: dict[int, Answer] = {}
         training = model.training
         model.eval()
         try:
@@ -114,8 +124,21 @@ class Task(Option):
                 padded = collate([encoded[p] for p in places])
                 batch = {key: value.to(device) for key, value in padded.items() if value is not None}
                 with torch.no_grad():
-                    answers = self.read(model, batch, processor, facts)
-                found |= {p: examples[p] | answer for p, answer in zip(places, answers, strict=True)}
+                    found |= dict(zip(places, self.read(model, batch, processor, facts), strict=True))
         finally:
             model.train(training)
-        return [found[place] for place in range(len(examples))]
+        return [found[place] for place in range(len(encoded))]
+
+    def show(self, model: Any, processor: Any, rows: list[Row], facts: Facts, batch_size: int) -> list[Row]:
+        """The rows of the test part as they are kept, where a task shows more of the model than it measures."""
+        return rows
+
+    def general(self) -> "Task | None":
+        """The task whose perplexity on general text tells how much a model forgot; None where there is none."""
+        return None
+
+
+def carries_loss(row: dict[str, Any]) -> bool:
+    """Whether something can be learned from an encoded example."""
+    labels = row.get("labels")
+    return not isinstance(labels, list) or any(label != -100 for label in labels)

@@ -1,16 +1,16 @@
 """Causal language models: plain text, instructions with their answers, and chats."""
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from trimtab.lab.errors import DataError
+from trimtab.lab.metrics import Row
 from trimtab.lab.metrics.generation import LANGUAGE
+from trimtab.lab.tasks import tokens
 from trimtab.lab.tasks.base import Answer, Example, Facts, Loaded, Task
 from trimtab.lab.tasks.loading import load
-
-Turns = list[dict[str, str]]
 
 
 class CausalLM(Task):
@@ -31,8 +31,16 @@ class CausalLM(Task):
     template: str | None = Field(
         None, description="How a prompt is put, as `Q: {prompt}\\nA: `; the model's chat template if left out."
     )
-    max_length: PositiveInt = Field(256, description="Tokens of an example; of a longer prompt the beginning is cut.")
+    max_length: int = Field(
+        256,
+        ge=2,
+        description="Tokens of an example; a longer text makes several, of a longer prompt the beginning is cut.",
+    )
+    pack: bool = Field(
+        False, description="Train on texts behind each other, in blocks of max_length: nothing is padded."
+    )
     max_new_tokens: PositiveInt = Field(64, description="Tokens of an answer to a new prompt.")
+    samples: NonNegativeInt = Field(20, description="Test prompts whose answers are written out with the predictions.")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -41,6 +49,8 @@ class CausalLM(Task):
             raise ValueError("name the columns of one form: `text`; or `prompt` and `response`; or `messages`")
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"template: {self.template!r} has no {{prompt}} in it")
+        if self.pack and self.text is None:
+            raise ValueError("pack: only plain `text` is packed; prompts and chats would see each other")
         return self
 
     def columns(self) -> list[str]:
@@ -76,122 +86,69 @@ class CausalLM(Task):
         return load("AutoModelForCausalLM", source, revision)
 
     def encode(self, processor: Any, examples: list[Example], facts: Facts) -> list[dict[str, Any]]:
-        """Raises DataError when no token of an example would carry loss."""
-        rows = [self._encode(processor, example) for example in examples]
-        empty = [
-            number for number, row in enumerate(rows) if "labels" in row and not any(x >= 0 for x in row["labels"])
-        ]
-        if empty:
-            raise DataError(
-                f"of {len(empty)} examples (the first is number {empty[0]}) no token carries loss within max_length="
-                f"{self.max_length}; raise it, or drop these examples"
-            )
-        return rows
+        """A row an example; of plain text as many as it takes, or with `pack` as few."""
+        if self.pack and examples and "text" in examples[0]:
+            joined = [token for example in examples for token in self._text(processor, example)]
+            return tokens.blocks(joined, self.max_length)
+        return [row for example in examples for row in self._rows(processor, example)]
 
-    def _encode(self, processor: Any, example: Example) -> dict[str, Any]:
-        pieces = [(processor(example["text"]).input_ids + _end(processor), True)] if "text" in example else []
-        pieces = pieces or self._pieces(processor, example)
-        tokens = [token for ids, _ in pieces for token in ids]
-        labels = [token if learned else -100 for ids, learned in pieces for token in ids]
-        first = next((place for place, label in enumerate(labels) if label >= 0), len(tokens))
-        cut = min(max(len(tokens) - self.max_length, 0), max(first - 1, 0))
-        row = {"input_ids": tokens[cut:][: self.max_length], "labels": labels[cut:][: self.max_length]}
-        row["attention_mask"] = [1] * len(row["input_ids"])
-        asked = not ("text" in example or "response" in example or any(learned for _, learned in pieces))
-        return {key: value for key, value in row.items() if key != "labels"} if asked else row
+    def _rows(self, processor: Any, example: Example) -> list[dict[str, Any]]:
+        if "text" in example:
+            return tokens.blocks(self._text(processor, example), self.max_length)
+        runs = self._runs(processor, example)
+        row = tokens.fitted(runs, self.max_length)
+        if "response" not in example and not runs[-1][1]:  # a question
+            del row["labels"]
+        return [row]
 
-    def _pieces(self, processor: Any, example: Example) -> list[tuple[list[int], bool]]:
-        """Runs of tokens, and whether they carry loss."""
+    @staticmethod
+    def _text(processor: Any, example: Example) -> list[int]:
+        return tokens.begun(processor, example["text"]) + tokens.end(processor)
+
+    def _runs(self, processor: Any, example: Example) -> list[tokens.Run]:
+        """What is asked and what is answered, by the template or the tokenizer's; what was typed for a plain model."""
         if "messages" in example:
-            return _chat(processor, example["messages"])
-        templated = self.template is None and processor.chat_template is not None
-        if templated:
+            return tokens.chat(processor, example["messages"])
+        if self.template is None and processor.chat_template is not None and self.text is None:
             turns = [{"role": "user", "content": example["prompt"]}]
-            if "response" in example:
-                turns.append({"role": "assistant", "content": example["response"]})
-            return _chat(processor, turns)
-        pieces = [(processor((self.template or "{prompt}\n").format(prompt=example["prompt"])).input_ids, False)]
-        if "response" in example:
-            answer = processor(example["response"], add_special_tokens=False).input_ids
-            pieces.append((answer + _end(processor), True))
-        return pieces
+            answer = [{"role": "assistant", "content": example["response"]}] if "response" in example else []
+            return tokens.chat(processor, turns + answer)
+        template = self.template or ("{prompt}" if self.text is not None else "{prompt}\n")
+        runs = [(tokens.begun(processor, template.replace("{prompt}", example["prompt"])), False)]
+        return runs + ([(tokens.written(processor, example["response"]), True)] if "response" in example else [])
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        import torch
-
-        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            width = max(len(row["input_ids"]) for row in rows)
-            fills = {"input_ids": processor.pad_token_id, "attention_mask": 0, "labels": -100}
-            return {  # to the left where an answer is to be written behind, else to the right
-                key: torch.tensor(
-                    [
-                        row[key] + [fills[key]] * (width - len(row[key]))
-                        if "labels" in row
-                        else [fills[key]] * (width - len(row[key])) + row[key]
-                        for row in rows
-                    ]
-                )
-                for key in rows[0]
-            }
-
-        return collate
+        return tokens.collator(processor.pad_token_id)
 
     def loss(self, train: list[Example], facts: Facts) -> Callable[..., Any] | None:
         return None
 
     def read(self, model: Any, batch: dict[str, Any], processor: Any, facts: Facts) -> list[Answer]:
-        import torch
+        if "labels" in batch:
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
+            width = batch["labels"].shape[1]
+            return tokens.losses(logits[:, -width:-1], batch["labels"][:, 1:])  # what is put in front has no label
+        written = model.generate(
+            **batch, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=processor.pad_token_id
+        )[:, batch["input_ids"].shape[1] :]
+        return [{"predicted": text.strip()} for text in processor.batch_decode(written, skip_special_tokens=True)]
 
-        width = batch["input_ids"].shape[1]
-        if "labels" not in batch:
-            written = model.generate(
-                **batch, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=processor.pad_token_id
-            )[:, width:]
-            return [{"predicted": text.strip()} for text in processor.batch_decode(written, skip_special_tokens=True)]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
-        logits, labels = logits[:, -width:][:, :-1].float(), batch["labels"][:, 1:]  # what is put in front has no label
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        counted = labels >= 0
-        hits = (logits.argmax(-1) == labels) & counted
-        sums = ((losses * counted).sum(1), hits.sum(1), counted.sum(1))
+    def answer(self, model: Any, processor: Any, examples: list[Example], facts: Facts, batch_size: int) -> list[Row]:
+        """As every task's; the rows of a text are summed up."""
+        rows = [self._rows(processor, example) for example in examples]
+        answers = iter(self.ask(model, processor, [row for each in rows for row in each], facts, batch_size))
         return [
-            {"nll": round(nll, 6), "hits": right, "tokens": number}
-            for nll, right, number in zip(*(each.tolist() for each in sums), strict=True)
+            example | tokens.summed([next(answers) for _ in each]) for example, each in zip(examples, rows, strict=True)
         ]
 
+    def show(self, model: Any, processor: Any, rows: list[Row], facts: Facts, batch_size: int) -> list[Row]:
+        """The rows with what the model writes for the first prompts of them; None for the rest, and for plain text."""
+        asked = [] if self.text is not None else [tokens.question(row) for row in rows[: self.samples]]
+        said = [row["predicted"] for row in self.answer(model, processor, asked, facts, batch_size)]
+        return [row | {"predicted": text} for row, text in zip_longest(rows, said)]
 
-def _end(processor: Any) -> list[int]:
-    return [] if processor.eos_token_id is None else [processor.eos_token_id]
-
-
-def _chat(processor: Any, turns: Turns) -> list[tuple[list[int], bool]]:
-    """The chat by the tokenizer's template, cut where the assistant begins and ends to speak.
-
-    Raises DataError without a template, or when what a turn looks like depends on the turns behind it.
-    """
-    if processor.chat_template is None:
-        raise DataError("the model has no chat template; use `prompt` and `response` with a `template`")
-    pieces: list[tuple[list[int], bool]] = []
-    done: list[int] = []
-    for place, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        for end, prompt, learned in ((place, True, False), (place + 1, False, True)):
-            ids = list(_applied(processor, turns[:end], prompt))
-            if ids[: len(done)] != done:
-                raise DataError(
-                    "the chat template writes a turn otherwise once more turns follow; give `prompt` and `response`"
-                )
-            pieces.append((ids[len(done) :], learned))
-            done = ids
-    if turns and turns[-1]["role"] != "assistant":
-        pieces.append((list(_applied(processor, turns, True))[len(done) :], False))
-    return pieces
-
-
-def _applied(processor: Any, turns: Turns, prompt: bool) -> list[int]:
-    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    return list(processor(text, add_special_tokens=False).input_ids)
+    def general(self) -> Task:
+        return CausalLM(text=self.text or "text", max_length=self.max_length)
 
 
 TASK = CausalLM
