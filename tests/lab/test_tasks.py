@@ -7,12 +7,15 @@ import math
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from trimtab.lab.callbacks import Events
 from trimtab.lab.errors import DataError
 from trimtab.lab.files import read_json, read_lines
+from trimtab.lab.metrics.entities import ENTITIES
+from trimtab.lab.metrics.generation import LANGUAGE, SUMMARY, TRANSLATION
 from trimtab.lab.predict import predict
 from trimtab.lab.tasks.causal_lm import CausalLM
 from trimtab.lab.tasks.seq2seq import Seq2Seq
@@ -231,6 +234,43 @@ def whole(folder, model, task, rows, methods, evaluate=""):
     return folder / "runs" / "t"
 
 
+def test_spans_become_tags_of_words():
+    task, text = TokenClassification(words="text", spans="marks"), "Dr. Ada Lovelace-King met Bob."
+    spans = [{"start": 26, "end": 29, "label": "PER"}, {"start": 4, "end": 18, "label": "PER"}]
+    example = task.example({"text": text, "marks": spans})
+    assert example["words"] == ["Dr", ".", "Ada", "Lovelace", "-", "King", "met", "Bob", "."]
+    assert example["tags"] == ["O", "O", "B-PER", "I-PER", "I-PER", "I-PER", "O", "B-PER", "O"]  # half of King is in it
+    assert task.question("met Bob.") == {"words": ["met", "Bob", "."]}
+    assert task.example({"text": " ", "marks": []}) is None
+    with pytest.raises(DataError, match="a word has one tag"):
+        task.example({"text": text, "marks": [*spans, {"start": 4, "end": 7, "label": "X"}]})
+
+
+def test_tags_of_another_scheme_are_refused():
+    examples = [{"words": ["w1", "w2"], "tags": ["NOUN", "O"]}]
+    with pytest.raises(DataError, match=r"\(O, B-x, I-x\): NOUN; rewrite them, or set `scheme: none`"):
+        TokenClassification().facts(examples)
+    task = TokenClassification(scheme="none")
+    assert task.facts(examples) == {"labels": ["NOUN", "O"]}
+    assert ([metric.name for metric in task.metrics], task.select_by) == (["tag_accuracy"], "tag_accuracy")
+
+
+def test_byte_level_tokenizers_see_the_space_before_a_word(tmp_path):
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet()), "Ġa"]
+    RobertaTokenizer(vocab={sign: n for n, sign in enumerate(signs)}, merges=[("Ġ", "a")]).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    RobertaModel(RobertaConfig(vocab_size=len(signs), **sizes)).save_pretrained(tmp_path)
+    loaded = TokenClassification().load(str(tmp_path), None, {"labels": ["B-X", "O"]})
+    (row,) = TokenClassification().encode(
+        loaded.processor, [{"words": ["a", "ab"], "tags": ["O", "B-X"]}], {"labels": ["B-X", "O"]}
+    )
+    assert loaded.processor.convert_ids_to_tokens(row["input_ids"]) == ["<s>", "Ġa", "Ġa", "b", "</s>"]
+    assert row["labels"] == [-100, 1, 0, -100, -100]
+
+
 def phrases(number, seed=0):
     draws = random.Random(seed)
     return [" ".join(draws.choices(WORDS, k=draws.randint(3, 9))) for _ in range(number)]
@@ -317,10 +357,40 @@ def test_entities_count_whole_and_by_kind():
         {"tags": ["B-A", "I-A", "O", "B-B"], "predicted": ["B-A", "I-A", "O", "B-A"]},
         {"tags": ["B-A", "I-A"], "predicted": ["B-A", "O"]},
     ]
-    found = scores(TokenClassification.metrics, rows)
+    found = scores(TokenClassification().metrics, rows)
     assert found["entity_precision"] == pytest.approx(1 / 3)
     assert found["entity_recall"] == pytest.approx(1 / 3)
     assert found["tag_accuracy"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_entities_are_those_of_seqeval(seed):
+    from seqeval.metrics import f1_score, precision_score, recall_score
+    from seqeval.scheme import IOB2
+
+    from trimtab.lab.evaluate import scores
+
+    draws = random.Random(seed)
+    true, said = ([draws.choices(["O", "B-A", "I-A", "B-B", "I-B"], k=12) for _ in range(20)] for _ in range(2))
+    found = scores(ENTITIES, [{"tags": a, "predicted": b} for a, b in zip(true, said, strict=True)])
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        assert found[f"entity_{name}"] == pytest.approx(score(true, said, mode="strict", scheme=IOB2))
+
+
+@pytest.mark.parametrize("metric", [*TRANSLATION, *SUMMARY, *LANGUAGE, *ENTITIES], ids=lambda metric: metric.name)
+def test_a_resample_is_worth_what_its_examples_are(metric):
+    """The value of sums with counts is that of the examples written out as often."""
+    draws = random.Random(1)
+    rows = [
+        {"target": a, "predicted": b, "tags": c, "nll": draws.random(), "hits": 1, "tokens": draws.randint(1, 9)}
+        for a, b, c in zip(phrases(6, 1), phrases(6, 2), [["B-A", "I-A"], ["O"]] * 3, strict=True)
+    ]
+    if metric in ENTITIES:
+        rows = [row | {"predicted": ["B-A"] * len(row["tags"])} for row in rows]
+    counts = [3, 0, 1, 2, 0, 1]
+    written_out = [row for row, number in zip(rows, counts, strict=True) for _ in range(number)]
+    resampled = metric.value(np.array([counts, counts]) @ metric.statistics(rows))
+    assert resampled == pytest.approx([float(metric.value(metric.statistics(written_out).sum(0)))] * 2)
 
 
 def test_a_csv_has_words_with_blanks_between(tmp_path):
