@@ -94,6 +94,16 @@ class Evaluate(Strict):
     confidence: float = Field(0.95, gt=0, lt=1, description="Share of the resamples that an interval covers.")
     resamples: int = Field(2000, ge=1000, description="How often the test examples are drawn again.")
     seed: int = Field(0, ge=0, description="Seed of the draws.")
+    forgetting: Data | None = Field(
+        None,
+        description="General text, on the test part of which perplexity is measured before and after: for language "
+        "models with a column `text`, for seq2seq with the columns of the task.",
+    )
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
 
 class Track(Strict):
@@ -126,6 +136,12 @@ class Experiment(Strict):
             return values
         short = {key: {"source": values[key]} for key in ("model", "data") if isinstance(values.get(key), str)}
         return values | short
+
+    @model_validator(mode="after")
+    def _can_forget(self) -> Self:
+        if self.evaluate.forgetting is not None and self.task.general() is None:
+            raise ValueError(f"evaluate.forgetting: perplexity is no measure of {self.task.kind}; leave it out")
+        return self
 
     @field_validator("methods")
     @classmethod

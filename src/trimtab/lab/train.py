@@ -24,6 +24,7 @@ from trimtab.lab.errors import DataError
 from trimtab.lab.evaluate import intervals, scores
 from trimtab.lab.files import read_json, write_json, write_lines
 from trimtab.lab.folders import MethodFolder, RunFolder, last_checkpoint
+from trimtab.lab.forgetting import general
 from trimtab.lab.measure import environment
 from trimtab.lab.metrics import Row
 from trimtab.lab.origin import file_hash
@@ -88,6 +89,8 @@ def train(run: RunFolder, title: str, events: Events) -> None:
     about = read_json(folder.partial / "run.json")
     parts = load_parts(run.data)
     facts = settings.task.facts(parts["train"])
+    text = general(run, settings)
+    before = text.before(untouched(settings, facts)) if text else []
     job = Job(folder=folder, settings=settings, about=about, parts=parts, facts=facts, loaded=build(settings, facts))
     trainer = _trainer(job)
     used = _fit(job, trainer, events)
@@ -96,20 +99,27 @@ def train(run: RunFolder, title: str, events: Events) -> None:
         _finish(job, used | _measure(job, trainer))
         return
     rows = trainer.answer("test")
-    test = intervals(settings.task.metrics, rows, settings.evaluate)
+    found = {"test": intervals(settings.task.metrics, rows, settings.evaluate)}
+    if text:
+        found["forgetting"] = text.forgetting(before, text.read(job.loaded))
     _save(job, rows)
-    _finish(job, used | _measure(job, trainer) | {"test": test})
+    _finish(job, used | _measure(job, trainer) | found)
 
 
 def build(settings: Settings, facts: Facts) -> Loaded:
     """The model as training begins; its new head depends on the seed alone, so it is the same for every method."""
-    task, source = settings.task, assets.resolve(settings.model.source)
+    loaded = untouched(settings, facts)
     set_seed(settings.train.seed)
-    loaded = task.load(source, settings.model.revision, facts)
+    return settings.method.wrap(loaded, assets.resolve(settings.model.source), settings.task.peft_type)
+
+
+def untouched(settings: Settings, facts: Facts) -> Loaded:
+    """The model as it came, but for a new head and the number format."""
+    set_seed(settings.train.seed)
+    loaded = settings.task.load(assets.resolve(settings.model.source), settings.model.revision, facts)
     if settings.model.dtype != "as_saved":
         loaded.model.to(getattr(torch, settings.model.dtype))
-    set_seed(settings.train.seed)
-    return settings.method.wrap(loaded, source, task.peft_type)
+    return loaded
 
 
 def _fit(job: Job, trainer: LabTrainer, events: Events) -> dict[str, Any]:

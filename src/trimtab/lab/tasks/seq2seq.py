@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from trimtab.lab.metrics import Metric
-from trimtab.lab.metrics.generation import SUMMARY, TRANSLATION
+from trimtab.lab.metrics.generation import LANGUAGE, SUMMARY, TRANSLATION
+from trimtab.lab.tasks import tokens
 from trimtab.lab.tasks.base import Answer, Example, Facts, Loaded, Task
 from trimtab.lab.tasks.loading import load
 
@@ -21,8 +22,10 @@ class Seq2Seq(Task):
     input: str = Field("source", description="The column with the text to read.")
     output: str = Field("target", description="The column with the text to write.")
     prefix: str = Field("", description="Put before every source, as `translate English to French: `.")
-    measure: Literal["translation", "summary"] = Field(
-        "translation", description="`translation`: BLEU, chrF and TER; `summary`: ROUGE-1, -2 and -L."
+    measure: Literal["translation", "summary", "perplexity"] = Field(
+        "translation",
+        description="`translation`: BLEU, chrF and TER; `summary`: ROUGE-1, -2 and -L; `perplexity`: of the targets, "
+        "which nothing is written for, so validation is quick.",
     )
     source_language: str | None = Field(None, description="Code of the tokenizer, for multilingual models.")
     target_language: str | None = Field(None, description="Code of the tokenizer; the first token that is written.")
@@ -32,11 +35,11 @@ class Seq2Seq(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        return TRANSLATION if self.measure == "translation" else SUMMARY
+        return {"translation": TRANSLATION, "summary": SUMMARY, "perplexity": LANGUAGE}[self.measure]
 
     @property
     def select_by(self) -> str:  # type: ignore[override]
-        return "chrf" if self.measure == "translation" else "rougeL"
+        return {"translation": "chrf", "summary": "rougeL", "perplexity": "perplexity"}[self.measure]
 
     def columns(self) -> list[str]:
         return [self.input, self.output]
@@ -89,9 +92,14 @@ class Seq2Seq(Task):
         return None
 
     def read(self, model: Any, batch: dict[str, Any], processor: Any, facts: Facts) -> list[Answer]:
+        if self.measure == "perplexity" and "labels" in batch:
+            return tokens.losses(model(**batch)["logits"][:, -batch["labels"].shape[1] :], batch["labels"])
         inputs = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask")}
         written = model.generate(**inputs, max_new_tokens=self.max_target_length, num_beams=self.beams, do_sample=False)
         return [{"predicted": text.strip()} for text in processor.batch_decode(written, skip_special_tokens=True)]
+
+    def general(self) -> Task:
+        return self.model_copy(update={"measure": "perplexity"})
 
 
 TASK = Seq2Seq
