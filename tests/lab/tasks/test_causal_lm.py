@@ -41,6 +41,11 @@ def test_in_a_chat_what_the_assistant_says_carries_loss(tokenizer):
     (row,) = task.encode(tokenizer, [example], {})
     assert learned(tokenizer, row) == "w2 w3 </s> w5 </s>"
     assert task.key(example) == "w1\nw4"
+    assert task.example({"m": [{"role": role, "content": content} for role, content in [*turns, turns[0]]]}) == example
+    assert task.example({"m": [{"role": "user", "content": "w1"}]}) is None
+    (asked,) = task.encode(tokenizer, [{"messages": example["messages"][:-1]}], {})
+    assert "labels" not in asked
+    assert tokenizer.decode(asked["input_ids"]).endswith("<user> w4 </s> <assistant>")
 
 
 def test_a_chat_needs_a_template():

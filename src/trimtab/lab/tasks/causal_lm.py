@@ -61,7 +61,7 @@ class CausalLM(Task):
             return {"text": str(row[self.text])} if str(row[self.text] or "").strip() else None
         if self.messages is not None:
             turns = [{"role": turn["role"], "content": turn["content"]} for turn in row[self.messages] or ()]
-            return {"messages": turns} if any(turn["role"] == "assistant" for turn in turns) else None
+            return {"messages": answered} if (answered := tokens.answered(turns)) else None
         prompt, response = (str(row[column] or "").strip() for column in self.columns())
         return {"prompt": prompt, "response": response} if prompt and response else None
 

@@ -1,7 +1,8 @@
 """Runs of tokens for language models: which of them carry loss, and how they fit into a length."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 from trimtab.lab.errors import DataError
@@ -34,34 +35,29 @@ def written(processor: Any, text: str) -> list[int]:
 
 
 def chat(processor: Any, turns: Turns) -> list[Run]:
-    """The chat by the tokenizer's template, cut where the assistant begins and ends to speak.
+    """The chat by the tokenizer's template; learned is what begins where the assistant speaks.
 
     Raises:
         DataError: there is no template, or what a turn looks like depends on the turns behind it.
     """
     if processor.chat_template is None:
         raise DataError("the model has no chat template; use `prompt` and `response` with a `template`")
-    runs: list[Run] = []
-    done: list[int] = []
 
-    def go_on(until: int, prompt: bool, learned: bool) -> None:
-        nonlocal done
-        text = processor.apply_chat_template(turns[:until], tokenize=False, add_generation_prompt=prompt)
-        tokens = list(processor(text, add_special_tokens=False).input_ids)
-        if tokens[: len(done)] != done:
-            raise DataError(
-                "the chat template writes a turn otherwise once more turns follow; give `prompt` and `response`"
-            )
-        runs.append((tokens[len(done) :], learned))
-        done = tokens
+    def applied(until: int, prompt: bool) -> str:
+        return str(processor.apply_chat_template(turns[:until], tokenize=False, add_generation_prompt=prompt))
 
-    for place, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            go_on(place, True, False)
-            go_on(place + 1, False, True)
-    if turns[-1]["role"] != "assistant":
-        go_on(len(turns), True, False)
-    return runs
+    text = applied(len(turns), turns[-1]["role"] != "assistant")
+    said = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    answers = [(applied(number, True), applied(number + 1, False)) for number in said]
+    if not all(answer.startswith(asked) and text.startswith(answer) for asked, answer in answers):
+        raise DataError(
+            "the chat template writes a turn otherwise once more turns follow; give `prompt` and `response`"
+        )
+    encoded = processor(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [(len(asked), len(answer)) for asked, answer in answers]
+    learned = [any(begin <= start < end for begin, end in ends) for start, _ in encoded.offset_mapping]
+    pairs = groupby(zip(encoded.input_ids, learned, strict=True), key=itemgetter(1))
+    return [([token for token, _ in group], carries) for carries, group in pairs]
 
 
 def fitted(runs: list[Run], length: int) -> dict[str, list[int]]:
@@ -135,9 +131,11 @@ def summed(answers: list[Answer]) -> Answer:
 
 
 def question(row: Row) -> Example:
-    """What is asked in an example: its prompt, or its chat up to the last answer."""
-    if "messages" not in row:
-        return {"prompt": row["prompt"]}
-    turns = row["messages"]
-    last = max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
-    return {"messages": turns[:last]}
+    """What is asked in an example: its prompt, or its chat but for the last answer."""
+    return {"messages": row["messages"][:-1]} if "messages" in row else {"prompt": row["prompt"]}
+
+
+def answered(turns: Turns) -> Turns:
+    """A chat up to the assistant's last turn, behind which there is nothing to learn."""
+    said = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return turns[: said[-1] + 1] if said else []
