@@ -122,6 +122,18 @@ def test_the_end_is_learned_though_it_pads(tokenizer, llama, tmp_path):
     assert batch["labels"][1, -1] == 1
 
 
+def test_answers_end_with_what_the_model_stops_at(tokenizer, llama, tmp_path):
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    wrong = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<user>", pad_token="<pad>")
+    wrong.save_pretrained(tmp_path)
+    LlamaForCausalLM.from_pretrained(llama).save_pretrained(tmp_path)
+    task = CausalLM(prompt="q", response="a", template="{prompt} ")
+    loaded = task.load(str(tmp_path), None, {})
+    (row,) = task.encode(loaded.processor, [{"prompt": "w1", "response": "w2"}], {})
+    assert learned(tokenizer, row) == "w2 </s>"
+
+
 def test_what_teaches_nothing_is_left_out_and_counted():
     rows = [{"labels": [-100, 3]}, {"labels": [-100, -100]}, {"labels": 0}, {}]
     job = SimpleNamespace(facts={})

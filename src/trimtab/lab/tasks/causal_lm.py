@@ -83,7 +83,9 @@ class CausalLM(Task):
         return {}
 
     def load(self, source: str, revision: str | None, facts: Facts) -> Loaded:
-        return load("AutoModelForCausalLM", source, revision)
+        loaded = load("AutoModelForCausalLM", source, revision)
+        tokens.agree_on_end(loaded)
+        return loaded
 
     def encode(self, processor: Any, examples: list[Example], facts: Facts) -> list[dict[str, Any]]:
         """A row an example; of plain text as many as it takes, or with `pack` as few."""

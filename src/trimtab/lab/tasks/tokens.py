@@ -1,5 +1,6 @@
 """Runs of tokens for language models: which of them carry loss, and how they fit into a length."""
 
+import logging
 from collections.abc import Callable
 from itertools import chain, groupby
 from operator import itemgetter
@@ -7,7 +8,9 @@ from typing import Any
 
 from trimtab.lab.errors import DataError
 from trimtab.lab.metrics import Row
-from trimtab.lab.tasks.base import Answer, Example
+from trimtab.lab.tasks.base import Answer, Example, Loaded
+
+logger = logging.getLogger(__name__)
 
 Turns = list[dict[str, str]]
 Run = tuple[list[int], bool]
@@ -27,6 +30,18 @@ def begun(processor: Any, text: str) -> list[int]:
 def end(processor: Any) -> list[int]:
     """The token for the end of a text, if there is one."""
     return [] if processor.eos_token_id is None else [processor.eos_token_id]
+
+
+def agree_on_end(loaded: Loaded) -> None:
+    """Let answers end with what the model stops at, where the tokenizer names another token, as converted ones may."""
+    stops = loaded.model.generation_config.eos_token_id
+    stops = [stops] if isinstance(stops, int) else stops or []
+    if stops and loaded.processor.eos_token_id not in stops:
+        right = loaded.processor.convert_ids_to_tokens(stops[0])
+        logger.warning(
+            "the tokenizer ends with %s, the model with %s: that is taken", loaded.processor.eos_token, right
+        )
+        loaded.processor.eos_token = right
 
 
 def written(processor: Any, text: str) -> list[int]:
