@@ -150,6 +150,19 @@ def test_templates_may_hold_braces(tokenizer):
     assert tokenizer.decode(row["input_ids"]) == "w0 w2 <unk> w4 </s>"
 
 
+def test_answers_are_the_same_alone_and_beside_longer_questions(tokenizer, llama):
+    task = CausalLM(text="t", max_new_tokens=6)
+    loaded = task.load(str(llama), None, {})
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(30)  # so that what is written depends on what was asked
+    questions = [task.question(text) for text in ("w1", "w5 w6 w7 w8 w9 w10", "w2 w3")]
+    together = [row["predicted"] for row in task.answer(loaded.model, tokenizer, questions, {}, 3)]
+    alone = [task.answer(loaded.model, tokenizer, [one], {}, 1)[0]["predicted"] for one in questions]
+    assert together == alone
+    assert len(set(alone)) == 3
+
+
 def test_forms_of_a_language_model_are_told_apart():
     for wrong in ({}, {"text": "t", "prompt": "p", "response": "r"}, {"prompt": "p"}):
         with pytest.raises(ValueError, match="name the columns of one form"):

@@ -17,10 +17,15 @@ def test_summaries_are_measured_by_rouge():
     task = Seq2Seq(measure="summary")
     from trimtab.lab.evaluate import scores
 
-    rows = [{"target": "the cat sat", "predicted": "the cat ran"}, {"target": "a b", "predicted": "a b"}]
+    rows = [{"target": "the cat sat there", "predicted": "sat the cat"}, {"target": "a b", "predicted": "a b"}]
     found = scores(task.metrics, rows)
-    assert found["rouge1"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["rouge2"] == pytest.approx((1 / 2 + 1) / 2)
+
+    def f1(common, written, wanted):
+        return 2 * common / (written + wanted)
+
+    assert found["rouge1"] == pytest.approx((f1(3, 3, 4) + 1) / 2)
+    assert found["rouge2"] == pytest.approx((f1(1, 2, 3) + 1) / 2)
+    assert found["rougeL"] == pytest.approx((f1(2, 3, 4) + 1) / 2)  # `the cat`
 
 
 def test_entities_count_whole_and_by_kind():
