@@ -16,6 +16,8 @@ from trimtab.lab.tasks.base import Example, Loaded
 
 MOST = 500
 """Examples that are read at most."""
+BATCH_SIZE = 8
+"""Examples at a time, the same for all methods: in half precision the padding can be seen in the losses."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class General:
         device = next(loaded.model.parameters()).device
         formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
         with torch.autocast(device.type, formats.get(train.precision), enabled=train.precision in formats):
-            return task.answer(loaded.model, loaded.processor, self.examples, {}, train.batch_size)
+            return task.answer(loaded.model, loaded.processor, self.examples, {}, BATCH_SIZE)
 
     def before(self, loaded: Loaded) -> list[Row]:
         """The same of a model that nothing was done to; what it takes does not count as memory of the training."""

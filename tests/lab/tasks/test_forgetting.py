@@ -9,6 +9,7 @@ import torch
 from trimtab.lab.check import load_experiment
 from trimtab.lab.errors import ExperimentError
 from trimtab.lab.files import read_json, read_lines
+from trimtab.lab.tasks.causal_lm import CausalLM
 
 from .conftest import phrases
 
@@ -30,21 +31,29 @@ def perplexity(folder, texts):
     return math.exp(total / number)
 
 
-def test_a_language_model_is_measured_before_and_after(whole_run, llama, tmp_path):
-    text = write(tmp_path / "general.jsonl", [{"text": text} for text in phrases(60, 7)])
+def test_a_language_model_is_measured_before_and_after(whole_run, llama, tmp_path, monkeypatch):
+    text = write(tmp_path / "general.jsonl", [{"text": text} for text in phrases(40, 7)])
+    asked, ask = [], CausalLM.ask
+
+    def noted(self, model, processor, encoded, facts, batch_size):
+        asked.append((len(encoded), batch_size))
+        return ask(self, model, processor, encoded, facts, batch_size)
+
+    monkeypatch.setattr(CausalLM, "ask", noted)
     rows = [{"q": text, "a": " ".join(["w0"] * 20)} for text in phrases(60)]
-    methods = "[untrained, {full: {train: {epochs: 12, learning_rate: 3.0e-2}}}]"
+    methods = "[untrained, {full: {train: {epochs: 12, learning_rate: 3.0e-2, batch_size: 8}}}]"
     run = whole_run(llama, "{causal_lm: {prompt: q, response: a}}", rows, methods, f", forgetting: {{source: {text}}}")
     untrained, full = (read_json(run / title / "metrics.json")["forgetting"] for title in ("untrained", "full"))
     (kept,) = (run / "data").glob("general-*.jsonl")
     texts = [row["text"] for row in read_lines(kept)]
-    assert len(texts) == full["examples"] == 9
+    assert len(texts) == full["examples"] == 6
     assert full["before"]["value"] == pytest.approx(perplexity(llama, texts), rel=1e-4)
     assert full["after"]["value"] == pytest.approx(perplexity(run / "full", texts), rel=1e-4)
     assert full["difference"] == pytest.approx(full["after"]["value"] - full["before"]["value"])
     assert 0 < full["low"] < full["difference"] < full["high"]
     assert full["p"] < 0.01
     assert untrained["before"] == untrained["after"] == full["before"]
+    assert {size for number, size in asked if number == 6} == {8}  # whatever the methods' own
     assert (untrained["difference"], untrained["p"]) == (0, 1)
 
 
