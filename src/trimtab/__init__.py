@@ -93,6 +93,7 @@ from .methods.ln_tuning import LNTuningConfig
 from .methods.loha import LoHaConfig
 from .methods.lokr import LoKrConfig
 from .methods.lora import LoraConfig, LoraRuntimeConfig
+from .methods.lst import LSTConfig
 from .methods.miss import MissConfig
 from .methods.monteclora import MontecloraConfig
 from .methods.multitask_prompt_tuning import MultitaskPromptTuningConfig, MultitaskPromptTuningInit
@@ -108,6 +109,7 @@ from .methods.pvera import PveraConfig
 from .methods.randlora import RandLoraConfig
 from .methods.reft import ReftConfig
 from .methods.road import RoadConfig
+from .methods.shadow import ShadowConfig
 from .methods.shira import ShiraConfig
 from .methods.supertuning import SupertuningConfig
 from .methods.tinylora import TinyLoraConfig
@@ -201,6 +203,7 @@ __all__ = [
     "KappaTuneSelector",
     "KasaConfig",
     "LNTuningConfig",
+    "LSTConfig",
     "LilyConfig",
     "LoHaConfig",
     "LoKrConfig",
@@ -246,6 +249,7 @@ __all__ = [
     "RandLoraConfig",
     "ReftConfig",
     "RoadConfig",
+    "ShadowConfig",
     "ShiraConfig",
     "Site",
     "Slot",

@@ -56,7 +56,8 @@ def hold(layer: "AdapterLayer", slot: "Slot", name: str, parameter: nn.Parameter
     if slot.module:
         if name not in held._modules:
             plain = slot.part in ("weight", "bias")
-            held.add_module(name, layer.site.holder(slot.shape) if plain else nn.Module())
+            module = slot.make() if slot.make else layer.site.holder(slot.shape) if plain else nn.Module()
+            held.add_module(name, module.train(layer.training))
         owner, key = made(held._modules[name], slot.part)
         owner.register_parameter(key, parameter)
     elif isinstance(held, nn.ParameterDict):

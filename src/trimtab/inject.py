@@ -151,6 +151,7 @@ def plan(model: nn.Module, request: Request, state_dict: Mapping[str, Tensor] | 
     if followers:
         mounts[0].followers = followers
     if not wrong:
+        method.meet(model, cfg)
         method.prepare(cfg, {m.path: m.site for m in mounts})
     for mount in mounts:
         with noting(wrong, mount.place.name):

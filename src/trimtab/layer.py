@@ -241,7 +241,7 @@ class AdapterLayer(LayerFace, nn.Module):
             return self.base_layer(x, *args, **kwargs)
         if self.site.whole:
             block = cast("BlockSite", self.site)
-            return block.around(partial(self.after, plan), self.base_layer, x, *args, **kwargs)
+            return block.around(partial(self.after, plan), self.base_layer, self.ahead(plan, x), *args, **kwargs)
         if plan.fast is not None and (y := plan.fast.run(x, plan)) is not None:
             return y
         if not plan.direct:
@@ -260,6 +260,13 @@ class AdapterLayer(LayerFace, nn.Module):
             if a.method.output is not None:
                 result = a.method.output(h, result, a)
         return result.to(y.dtype)
+
+    def ahead(self, plan: Plan, x: Tensor) -> Tensor:
+        """What a module as a whole reads, as the adapters of a plan change it."""
+        for a in reversed(plan.adapters):
+            if a.method.input is not None:
+                x = a.method.input(self._cast(x, a), a).to(x.dtype)
+        return x
 
     def after(self, plan: Plan, x: Tensor, y: Tensor) -> Tensor:
         """What a module as a whole returned, as the adapters of a plan change it."""

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from . import offload
 from .config import AdapterConfig
 from .errors import ConfigError
+from .form import Form
 from .sites import Site
 
 METHODS: dict[str, "Method"] = {}
@@ -55,27 +56,6 @@ def constant(value: Tensor | float) -> Init:
     return lambda t, generator: t.copy_(value) if isinstance(value, Tensor) else t.fill_(value)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a file holds for a tensor that it does not hold as it is: one tensor or several.
-
-    `parts` makes each from the tensor, by what its key adds to the tensor's; `whole(like, *parts)` makes the tensor,
-    of the shape and number format of `like`.
-    """
-
-    parts: Mapping[str, Callable[[Tensor], Tensor]]
-    whole: Callable[..., Tensor]
-
-
-def entries(axis: int, index: Tensor) -> Form:
-    """The form of a tensor of which a file holds what stands at some indices along an axis; the rest is zero."""
-
-    def whole(like: Tensor, part: Tensor) -> Tensor:
-        return torch.zeros_like(like, device=part.device).index_copy(axis, index.to(part.device), part.to(like.dtype))
-
-    return Form({"": lambda t: t.index_select(axis, index.to(t.device))}, whole)
-
-
 @dataclass(kw_only=True)
 class Slot:
     """One tensor of an adapter: its name, shape and start, and where it is kept.
@@ -96,6 +76,7 @@ class Slot:
     file: str | None = None  # name in a file, below the layer's (or tuner's); "": in no file; None: as in memory
     dtype: torch.dtype | None = None  # number format; None: the base's, or float32 for a base in half precision
     kept: bool = True  # False: made from the base weight or a seed, on loading too; in no file and no state_dict
+    make: Callable[[], nn.Module] | None = None  # of a module that computes: it, in which `part` names the tensor
     signs: int | None = None  # of such a slot: an axis along which vectors may come out mirrored elsewhere, see `signs`
 
     @property
@@ -301,7 +282,8 @@ class Method:
         return self.weight(w, a), self.bias(b, a)
 
     input: Callable[..., Tensor] | None = None
-    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of `weight`."""
+    """`input(x, a)`: what the base layer reads instead of `x`. Part of an optional cheaper equivalent of
+    `weight`; of a module as a whole, what that reads."""
     output: Callable[..., Tensor] | None = None
     """`output(x, y, a)`: the result, from the base layer's `y`. The other part of that equivalent."""
 
@@ -364,6 +346,9 @@ class Method:
     def trained_along(self, cfg: Any) -> Sequence[str]:
         """The names of companions that are trained when the adapter is."""
         return ()
+
+    def meet(self, model: nn.Module, cfg: Any) -> None:
+        """Note in `cfg`, as `prepare` does, what depends on the base model; comes before it. Raises `ConfigError`."""
 
     def prepare(self, cfg: Any, sites: Mapping[str, Site]) -> None:
         """Check a configuration against all the sites it will adapt, by path. Raises `ConfigError`.

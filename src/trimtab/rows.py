@@ -42,5 +42,5 @@ def by_rows(layer: "AdapterLayer", rows: tuple[str, ...], x: Tensor, *args: Any,
 
     if layer.site.whole:  # called once for all rows: its other arguments cannot be split
         block = cast("BlockSite", layer.site)
-        return block.around(partial(apart, layer.after), layer.base_layer, x, *args, **kwargs)
+        return block.around(partial(apart, layer.after), layer.base_layer, apart(layer.ahead, x), *args, **kwargs)
     return apart(lambda plan, part: layer.run(plan, part, *args, **kwargs), x)

@@ -39,7 +39,10 @@ def make_shared(model: nn.Module, request: "Request", mounts: Sequence["Mount"])
         start = start.to(device if device.type != "meta" else "cpu", slot.dtype or dtype)  # rounded first, as in files
         start = start.float() if half and request.autocast and slot.dtype is None else start
         part = slot.part if slot.module else ""
-        held.setdefault(slot.name, Shared()).put(request.name, part, start, slot.trainable)
+        together = held.setdefault(slot.name, Shared())
+        if slot.make and request.name not in together._modules:
+            together.add_module(request.name, slot.make().train(model.training))
+        together.put(request.name, part, start, slot.trainable)
     return held
 
 

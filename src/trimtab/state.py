@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from . import offload
 from .config import AdapterConfig
 from .errors import AdapterFileError, warn
+from .form import Form
 from .inject import biases
 from .layer import AdapterLayer
 from .match import adapter_layers, ends_with, modules
-from .method import Adapter, Form
+from .method import Adapter
 from .shared import brings_shared
 from .wrappers import ModulesToSaveWrapper
 

@@ -30,6 +30,7 @@ LONGER = {
 DISTRIBUTION = {
     "huggingface_hub": "huggingface-hub",
     "pydantic_core": "pydantic",  # its errors live there; pydantic requires one exact version of it
+    "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -40,6 +41,7 @@ OPTIONAL = {
     "torchao": "a base that is quantised by it",
     "pywt": "wavelets other than Haar's, for those who ask for them",
     "diffusers": "a pipeline that looks for `peft`",
+    "gguf": "adapters for llama.cpp, for those who install the extra",
     "numpy": "Uni-LoRA's projection, which is drawn with it",
     "tqdm": "a progress bar where it is installed; there is none otherwise",
 }

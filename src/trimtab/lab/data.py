@@ -46,7 +46,8 @@ class Prepared:
 
     def facts(self, task: Task) -> dict[str, Any]:
         """Counts for the manifest: examples by part and target, and what the cleaning did."""
-        targets = {part: dict(sorted(Counter(map(task.target, rows)).items())) for part, rows in self.parts.items()}
+        counted = self.parts if task.classes else {}
+        targets = {part: dict(sorted(Counter(map(task.target, rows)).items())) for part, rows in counted.items()}
         sizes = {part: len(rows) for part, rows in self.parts.items()}
         return {"hash": self.hash, "examples": sizes, "targets": targets, "cleaning": asdict(self.cleaning)}
 
@@ -158,8 +159,8 @@ def _draw(rows: list[Example], part: str, size: int, seed: int, task: Task) -> t
     """Divide rows into the rest and a part of `size` rows, with the same share of every target in both."""
     from sklearn.model_selection import train_test_split
 
-    targets = [task.target(row) for row in rows]
-    lonely = sorted(target for target, number in Counter(targets).items() if number < 2)
+    targets = [task.target(row) for row in rows] if task.classes else None
+    lonely = sorted(target for target, number in Counter(targets or ()).items() if number < 2)
     if lonely:
         raise DataError(
             f"cannot draw {part} with every class in it: too few examples of {', '.join(lonely)}; "
@@ -180,6 +181,8 @@ def _refuse_empty(parts: dict[str, list[Example]]) -> None:
 
 
 def _refuse_untrained(parts: dict[str, list[Example]], task: Task) -> None:
+    if not task.classes:
+        return
     known = {task.target(row) for row in parts["train"]}
     for part, rows in parts.items():
         strange = sorted({task.target(row) for row in rows} - known)

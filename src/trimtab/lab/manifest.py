@@ -4,9 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trimtab.lab import assets
 from trimtab.lab.config import Experiment, Settings
 from trimtab.lab.files import fingerprint
-from trimtab.lab.measure import environment, git_commit
+from trimtab.lab.measure import environment
+from trimtab.lab.origin import git_commit, model_hashes
 
 
 def manifest(experiment: Experiment, file: Path, data: dict[str, Any], settings: dict[str, Settings]) -> dict[str, Any]:
@@ -29,6 +31,7 @@ def manifest(experiment: Experiment, file: Path, data: dict[str, Any], settings:
             "evaluate": experiment.evaluate.seed,
         },
         "data": data,
+        "model": model_hashes(assets.resolve(experiment.model.source), experiment.model.revision),
         "settings": {title: {"hash": fingerprint(values), **values} for title, values in resolved.items()},
         "git": git_commit(file.resolve().parent),
         "environment": environment(),

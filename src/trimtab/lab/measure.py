@@ -1,12 +1,14 @@
 """What a process has used, and what it ran on."""
 
 import platform
-import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from trimtab.lab import machine
+from trimtab.lab.origin import code
 
 PACKAGES = ("trimtab", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -54,39 +56,22 @@ def _gpu_joules() -> list[float]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and threads: what a result may depend on besides its settings."""
+    """Code, versions, device and threads: what a result may depend on besides its settings."""
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": machine.processor(),
         "gpus": gpus,
-        "threads": torch.get_num_threads(),
+        **machine.threads(),
         "packages": {package: _version(package) for package in PACKAGES},
+        "kernels": machine.kernels(),
+        "determinism": machine.determinism(),
+        "variables": machine.variables(),
+        "code": code(),
     }
-
-
-def git_commit(folder: Path) -> dict[str, Any] | None:
-    """The commit of the repository around a folder, and whether files differ from it; None outside a repository."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
 
 
 def _version(package: str) -> str | None:

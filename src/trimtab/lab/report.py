@@ -29,7 +29,8 @@ def data_summary(facts: dict[str, Any]) -> Text:
     if cleaning["crossings"]:
         lines.append(f"{count(cleaning['crossings'], 'input')} stood in several parts; kept for test, else validation")
     divided = ", ".join(f"{part} {number:,}" for part, number in examples.items())
-    return Text("\n".join([*lines, f"Parts: {divided}; {count(len(facts['targets']['train']), 'label')}"]))
+    labels = f"; {count(len(facts['targets']['train']), 'label')}" if facts["targets"] else ""
+    return Text("\n".join([*lines, f"Parts: {divided}{labels}"]))
 
 
 def results_table(results: list[Result], metrics: dict[str, str], confidence: float) -> Table:

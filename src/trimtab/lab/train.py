@@ -24,6 +24,7 @@ from trimtab.lab.files import read_json, write_json, write_lines
 from trimtab.lab.folders import MethodFolder, RunFolder, last_checkpoint
 from trimtab.lab.measure import environment
 from trimtab.lab.metrics import Row
+from trimtab.lab.origin import file_hash
 from trimtab.lab.tasks.base import Example, Facts, Loaded
 
 
@@ -196,8 +197,13 @@ def _finish(job: Job, metrics: dict[str, Any]) -> None:
     """Write what was measured, then give the folder its final name."""
     partial = job.folder.partial
     write_json(partial / "facts.json", job.facts)
-    size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
-    write_json(partial / "metrics.json", metrics | {"bytes_on_disk": size, "environment": environment()})
+    files = sorted(partial.glob("*.safetensors"))
+    kept = {
+        "bytes_on_disk": sum(file.stat().st_size for file in files),
+        "files": {file.name: file_hash(file) for file in files},
+        "environment": environment(),
+    }
+    write_json(partial / "metrics.json", metrics | kept)
     partial.rename(job.folder.path)
     for checkpoint in job.folder.path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

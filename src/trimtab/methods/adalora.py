@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, warn
+from ..form import Form, entries
 from ..match import adapter_layers
-from ..method import Adapter, Form, Method, Slot, constant, entries, normal, zeros
+from ..method import Adapter, Method, Slot, constant, normal, zeros
 from ..sites import Site
 from .lora import Lora, LoraConfig
 from .targets import ADALORA_TARGETS

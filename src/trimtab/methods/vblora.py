@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from ..errors import AdapterError, ConfigError
-from ..method import Adapter, Form, Slot, normal, uniform
+from ..form import Form
+from ..method import Adapter, Slot, normal, uniform
 from ..sites import Site
 from .factored import Factored
 from .targets import ADALORA_TARGETS

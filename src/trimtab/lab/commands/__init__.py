@@ -7,7 +7,7 @@ from importlib import import_module
 
 import typer
 
-NAMES = ("doctor", "run", "predict", "schema")
+NAMES = ("doctor", "run", "verify", "predict", "merge", "export", "schema")
 """In the order of `trimtab --help`: that of a user's work."""
 
 app = typer.Typer(

@@ -36,8 +36,11 @@ def predict(
         for answer in answers:
             typer.echo(json.dumps(answer, ensure_ascii=False))
         return
-    table = Table("text", "label", "probability")
-    for answer in answers:
-        share = answer["probabilities"][answer["predicted"]]
-        table.add_row(escape(answer["text"]), escape(answer["predicted"]), f"{share:.3f}")
+    table = Table("text", "answer", *(["probability"] if "probabilities" in answers[0] else []))
+    for text, answer in zip(asked, answers, strict=True):
+        said = answer["predicted"]
+        row = [text, " ".join(said) if isinstance(said, list) else said]
+        if "probabilities" in answer:
+            row.append(f"{answer['probabilities'][said]:.3f}")
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -10,5 +10,5 @@ from trimtab.lab.tasks.base import Task
 @cache
 def all_tasks() -> dict[str, type[Task]]:
     """Every task by its name: the `TASK` of each file beside this one."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "loading")]
     return {name: import_module(f"{__name__}.{name}").TASK for name in sorted(names)}

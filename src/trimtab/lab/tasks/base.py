@@ -39,6 +39,9 @@ class Task(Option):
     select_by: ClassVar[str]
     """Name of the metric that chooses the best checkpoint on the validation part."""
 
+    classes: ClassVar[bool] = True
+    """Whether targets are classes, which every part is to have in the same shares."""
+
     @property
     def higher_is_better(self) -> bool:
         """Whether the metric that chooses is better when it is higher."""
@@ -108,7 +111,8 @@ class Task(Option):
         try:
             for start in range(0, len(order), batch_size):
                 places = order[start : start + batch_size]
-                batch = {key: value.to(device) for key, value in collate([encoded[p] for p in places]).items()}
+                padded = collate([encoded[p] for p in places])
+                batch = {key: value.to(device) for key, value in padded.items() if value is not None}
                 with torch.no_grad():
                     answers = self.read(model, batch, processor, facts)
                 found |= {p: examples[p] | answer for p, answer in zip(places, answers, strict=True)}

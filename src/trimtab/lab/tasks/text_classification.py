@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from trimtab.lab.metrics.classification import CLASSIFICATION
 from trimtab.lab.tasks.base import Answer, Example, Facts, Loaded, Task
+from trimtab.lab.tasks.loading import load, numbered
 
 
 class TextClassification(Task):
@@ -51,24 +52,9 @@ class TextClassification(Task):
         return {"labels": sorted({example["label"] for example in train})}
 
     def load(self, source: str, revision: str | None, facts: Facts) -> Loaded:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        labels = facts["labels"]
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-        new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-        return Loaded(model=model, processor=tokenizer, new_modules=sorted({key.rpartition(".")[0] for key in new}))
+        loaded = load("AutoModelForSequenceClassification", source, revision, **numbered(facts["labels"]))
+        loaded.model.config.pad_token_id = loaded.processor.pad_token_id
+        return loaded
 
     def encode(self, processor: Any, examples: list[Example], facts: Facts) -> list[dict[str, Any]]:
         number = {label: index for index, label in enumerate(facts["labels"])}
