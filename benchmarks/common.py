@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from trimtab.lab.measure import seconds
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -54,17 +56,7 @@ def cpu_name() -> str:
 
 def median_seconds(call: Callable[[], Any], repeats: int, warm: int = 1) -> float:
     """The median time of a call in seconds, after `warm` untimed ones; a GPU is waited for."""
-    times = []
-    for i in range(warm + repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if i >= warm:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median([seconds(call) for _ in range(warm + repeats)][warm:])
 
 
 def keep(name: str, rows: dict[str, Any]) -> None:

@@ -225,6 +225,14 @@ def output(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> Tensor
     return y.last_hidden_state if not hasattr(y, "logits") else y.logits
 
 
+def compiles_whole(model: nn.Module, **batch: Any) -> None:
+    """Assert that a model compiles into one graph, which says the same."""
+    expected = model(**batch).logits
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch).logits, expected)
+    torch._dynamo.reset()
+
+
 def shake(model: nn.Module, seed: int = 5, size: float = 0.3, only: str = "") -> nn.Module:
     """Move every trainable tensor (whose name holds `only`) at random, as training would; names decide, not order."""
     for name, p in sorted(model.named_parameters()):

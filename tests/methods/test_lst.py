@@ -82,12 +82,7 @@ def test_a_cache_that_the_ladder_has_not_seen_is_refused():
 
 
 def test_a_whole_model_compiles():
-    model = adapted()
-    batch = {"input_ids": prompts()["input_ids"], "use_cache": False}
-    expected = model(**batch).logits
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**batch).logits, expected)
-    torch._dynamo.reset()
+    models.compiles_whole(adapted(), input_ids=prompts()["input_ids"], use_cache=False)
 
 
 def test_what_cannot_be():

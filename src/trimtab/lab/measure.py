@@ -2,6 +2,8 @@
 
 import platform
 import sys
+import time
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +31,18 @@ def peak_memory() -> dict[str, int | None]:
 
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"rss": rss, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """How long a call takes; a GPU is waited for before and after."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
 
 
 def energy() -> float | None:

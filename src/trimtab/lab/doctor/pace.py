@@ -1,7 +1,6 @@
 """How long a run will take, from the time of a few steps."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from trimtab.lab.doctor.findings import Diagnosis
 from trimtab.lab.doctor.steps import Stepper
 from trimtab.lab.doctor.tokens import length
+from trimtab.lab.measure import seconds
 from trimtab.lab.text import duration
 from trimtab.lab.training import Train
 
@@ -46,14 +46,14 @@ def pace(
     model.train()
     optimizer = stepper.optimizer(model)
 
-    def seconds(part: Rows) -> float:
+    def step_seconds(part: Rows) -> float:
         given = batch(part)
-        return _seconds(lambda: stepper.step(model, optimizer, given))
+        return _faster(lambda: stepper.step(model, optimizer, given))
 
-    whole, half = seconds(usual), seconds(usual[::2])
+    whole, half = step_seconds(usual), step_seconds(usual[::2])
     model.eval()
     given = batch(usual)
-    look = _seconds(lambda: stepper.evaluate(model, given)) / _tokens(usual)
+    look = _faster(lambda: stepper.evaluate(model, given)) / _tokens(usual)
     repeats = min(train.accumulate, 2)
     token = max(0.0, whole - half) / max(_tokens(usual) - _tokens(usual[::2]), 1) / repeats
     step = max(0.0, whole / repeats - token * _tokens(usual))
@@ -72,15 +72,6 @@ def _tokens(rows: Rows) -> int:
     return sum(map(length, rows))
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """The faster of two calls."""
-    times = []
-    for _ in range(2):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def _faster(call: Callable[[], Any]) -> float:
+    """The seconds of the faster of two calls."""
+    return min(seconds(call), seconds(call))
