@@ -53,7 +53,16 @@ DataSource = Annotated[str, AfterValidator(_data_source)]
 ShareOrSource = Annotated[float | str, AfterValidator(_share_or_source)]
 
 
-class Model(Strict):
+class Sourced(Strict):
+    """What comes from somewhere; `NAME` alone is short for `{source: NAME}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class Model(Sourced):
     """The model to fine-tune; `model: NAME` is short for `model: {source: NAME}`."""
 
     source: Annotated[str, AfterValidator(_model_source)] = Field(description="asset:NAME, a folder, or a hub id.")
@@ -79,7 +88,7 @@ class Split(Strict):
         return self
 
 
-class Data(Strict):
+class Data(Sourced):
     """The examples; `data: NAME` is short for `data: {source: NAME}`."""
 
     source: DataSource = Field(description="asset:NAME, a csv, jsonl or parquet file, a folder, or a hub id.")
@@ -99,11 +108,6 @@ class Evaluate(Strict):
         description="General text, on the test part of which perplexity is measured before and after: for language "
         "models with a column `text`, for seq2seq with the columns of the task.",
     )
-
-    @field_validator("forgetting", mode="before")
-    @classmethod
-    def _spell_out(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
 
 
 class Track(Strict):
@@ -128,14 +132,6 @@ class Experiment(Strict):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spell_out(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        short = {key: {"source": values[key]} for key in ("model", "data") if isinstance(values.get(key), str)}
-        return values | short
 
     @model_validator(mode="after")
     def _can_forget(self) -> Self:

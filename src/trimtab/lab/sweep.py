@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from trimtab.lab.config import Experiment, Settings
 from trimtab.lab.errors import RunError
 from trimtab.lab.files import read_json, write_json
-from trimtab.lab.folders import RunFolder
+from trimtab.lab.folders import MethodFolder, RunFolder
 from trimtab.lab.plan import Run, trial, with_rate
 from trimtab.lab.progress import RunProgress
 
@@ -87,9 +88,9 @@ class Sweep:
         if method.finished:
             progress.skip(run.title)
             return True
-        settings = json.loads(self.settings(run, is_trial).model_dump_json())
-        write_json(method.partial / "settings.json", settings)
-        write_json(method.partial / "run.json", self._about(run))
+        track = self.experiment.track
+        project = track.project or self.experiment.name
+        note(method, self.settings(run, is_trial), run.group, run.options, project, track.to)
         progress.start(run.title)
         error = train(self.folder, run.title, progress)
         progress.done(run.title, "failed" if error else "finished")
@@ -101,15 +102,19 @@ class Sweep:
             )
         return not error
 
-    def _about(self, run: Run) -> dict[str, Any]:
-        """What a run's process has to know besides its settings, and what does not decide its result."""
-        track = self.experiment.track
-        return {
-            "group": run.group,
-            "options": run.options,
-            "track": track.to,
-            "project": track.project or self.experiment.name,
-        }
+
+def note(
+    method: MethodFolder,
+    settings: Settings,
+    group: str,
+    options: dict[str, Any],
+    project: str,
+    track: Sequence[str] = (),
+) -> None:
+    """Write down what a run's process needs: what decides the result, and what it is called and tracked by."""
+    write_json(method.partial / "settings.json", json.loads(settings.model_dump_json()))
+    about = {"group": group, "options": options, "project": project, "track": list(track)}
+    write_json(method.partial / "run.json", about)
 
 
 def train(folder: RunFolder, title: str, progress: RunProgress) -> str | None:

@@ -1,6 +1,5 @@
 """The second run: the same settings in fresh processes, in a folder beside the first."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ from rich.console import Console
 from trimtab.lab.config import Data, Settings
 from trimtab.lab.data import Prepared, load_parts, prepare
 from trimtab.lab.errors import DataError, RunError
-from trimtab.lab.files import read_json, write_json
+from trimtab.lab.files import read_json
 from trimtab.lab.folders import MethodFolder, RunFolder
 from trimtab.lab.progress import RunProgress
-from trimtab.lab.sweep import train
+from trimtab.lab.sweep import note, train
 
 
 @contextmanager
@@ -65,11 +64,8 @@ def again(
     failed = {}
     with RunProgress(console, list(settings)) as progress:
         for title, wanted in settings.items():
-            partial = second.method(title).partial
             first = read_json(run.method(title).path / "metrics.json")
-            about = {"group": first["group"], "options": first["options"], "track": [], "project": run.path.name}
-            write_json(partial / "settings.json", json.loads(wanted.model_dump_json()))
-            write_json(partial / "run.json", about)
+            note(second.method(title), wanted, first["group"], first["options"], run.path.name)
             progress.start(title)
             error = train(second, title, progress)
             progress.done(title, "failed" if error else "finished")
