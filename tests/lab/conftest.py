@@ -43,19 +43,23 @@ def tiny_data(tmp_path_factory) -> Path:
     return file
 
 
+def write_experiment(file: Path, model: Path, data: Path, methods: str, train: str, more: str = "") -> Path:
+    """An experiment file named after the experiment; `methods` is a YAML list, `train` what stands in the braces."""
+    entries = "".join(f"  {line}\n" for line in methods.strip().splitlines())
+    file.write_text(
+        f"name: {file.stem}\nmodel: {model}\ntask: text_classification\ndata: {data}\nmethods:\n{entries}"
+        f"train: {{{train}}}\nevaluate: {{resamples: 1000}}\n{more}"
+    )
+    return file
+
+
 @pytest.fixture
 def experiment(tmp_path, tiny_model, tiny_data):
     """Writes an experiment file: `experiment("- full", epochs=1)`."""
 
-    def write(methods: str, *, name: str = "tiny", epochs: int = 1, batch_size: int = 16) -> Path:
-        file = tmp_path / f"{name}.yaml"
-        entries = "".join(f"  {line}\n" for line in methods.strip().splitlines())
-        file.write_text(
-            f"name: {name}\nmodel: {tiny_model}\ntask: text_classification\ndata: {tiny_data}\nmethods:\n{entries}"
-            f"train: {{epochs: {epochs}, batch_size: {batch_size}, learning_rate: 1.0e-2}}\n"
-            "evaluate: {resamples: 1000}\n"
-        )
-        return file
+    def write(methods: str, *, name: str = "tiny", epochs: int = 1, batch_size: int = 16, more: str = "") -> Path:
+        train = f"epochs: {epochs}, batch_size: {batch_size}, learning_rate: 1.0e-2"
+        return write_experiment(tmp_path / f"{name}.yaml", tiny_model, tiny_data, methods, train, more)
 
     return write
 

@@ -10,6 +10,7 @@ from trimtab.lab.files import read_json, read_lines, write_json
 from trimtab.lab.folders import RunFolder
 from trimtab.lab.sweep import Sweep
 
+from .conftest import write_experiment
 from .test_run import run_here
 
 GRID = """
@@ -58,13 +59,9 @@ def test_runs_of_one_name_are_refused(experiment):
 @pytest.fixture(scope="module")
 def baselines(tmp_path_factory, tiny_model, tiny_data):
     folder = tmp_path_factory.mktemp("baselines")
-    entries = "".join(f"  {line}\n" for line in BASELINES.strip().splitlines())
-    file = folder / "b.yaml"
-    file.write_text(
-        f"name: b\nmodel: {tiny_model}\ntask: text_classification\ndata: {tiny_data}\nmethods:\n{entries}"
-        "train: {epochs: 1, batch_size: 16, learning_rate: 1.0e-2, tune: [0.0001, 1]}\nevaluate: {resamples: 1000}\n"
-        "track: {to: [tensorboard]}\n"
-    )
+    train = "epochs: 1, batch_size: 16, learning_rate: 1.0e-2, tune: [0.0001, 1]"
+    track = "track: {to: [tensorboard]}\n"
+    file = write_experiment(folder / "b.yaml", tiny_model, tiny_data, BASELINES, train, track)
     status, said = run_here(file, folder / "runs")
     assert status == 0, said
     return file, folder / "runs" / "b", said

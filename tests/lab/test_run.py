@@ -21,7 +21,7 @@ from trimtab.lab.folders import last_checkpoint
 from trimtab.lab.predict import predict
 from trimtab.lab.run import run
 
-from .conftest import start
+from .conftest import start, write_experiment
 
 SWEEP = """
 - full
@@ -42,13 +42,8 @@ def run_here(file: Path, out: Path) -> tuple[int, str]:
 def sweep(tmp_path_factory, tiny_model, tiny_data):
     """A finished run of four methods, one of which fails."""
     folder = tmp_path_factory.mktemp("sweep")
-    entries = "".join(f"  {line}\n" for line in SWEEP.strip().splitlines())
-    file = folder / "sweep.yaml"
-    file.write_text(
-        f"name: sweep\nmodel: {tiny_model}\ntask: text_classification\ndata: {tiny_data}\nmethods:\n{entries}"
-        "train: {epochs: 2, batch_size: 16, learning_rate: 1.0e-2}\n"
-        "evaluate: {resamples: 1000}\n"
-    )
+    train = "epochs: 2, batch_size: 16, learning_rate: 1.0e-2"
+    file = write_experiment(folder / "sweep.yaml", tiny_model, tiny_data, SWEEP, train)
     status, said = run_here(file, folder / "runs")
     return file, folder / "runs" / "sweep", status, said
 
@@ -129,7 +124,7 @@ def test_a_finished_folder_holds_no_checkpoint(sweep):
 def test_every_method_starts_from_the_same_head(sweep):
     import torch
 
-    from trimtab.lab.train import build
+    from trimtab.lab.models import build
 
     _, folder, _, _ = sweep
     heads = []
@@ -258,3 +253,25 @@ def test_a_new_head_is_found_wherever_the_checkpoint_has_none_that_fits(sweep):
         loaded = task.load(str(place), None, {"labels": list(labels)})
         assert loaded.model.config.num_labels == len(labels)
         assert loaded.new_modules == new
+
+
+def test_a_model_in_bf16_is_used_as_it_was_trained(experiment, tmp_path):
+    """Trained in bf16 on any device, and answered by `predict` in the number format of the base."""
+    import torch
+
+    from trimtab.lab.models import tuned
+
+    lora = "- lora: {r: 2, target_modules: [query], train: {precision: bf16}}"
+    file = experiment(lora, name="half")
+    file.write_text(
+        file.read_text().replace("model: ", "model: {source: ").replace("\ntask", ", dtype: bfloat16}\ntask")
+    )
+    status, said = run_here(file, tmp_path / "runs")
+    assert status == 0, said
+    folder = tmp_path / "runs" / "half" / "lora"
+    settings = Settings.model_validate(read_json(folder / "settings.json"))
+    loaded = tuned(settings, read_json(folder / "facts.json"), folder)
+    assert {p.dtype for name, p in loaded.model.named_parameters() if "base_layer" in name} == {torch.bfloat16}
+    rows = read_lines(folder / "predictions.jsonl")
+    fresh = predict(folder, [row["text"] for row in rows])
+    assert [row["predicted"] for row in fresh] == [row["predicted"] for row in rows]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from trimtab.lab import assets
 from trimtab.lab.config import Settings
 from trimtab.lab.files import read_json
 from trimtab.lab.folders import MethodFolder
@@ -25,13 +24,14 @@ def predict(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
     import torch
     import transformers
 
+    from trimtab.lab.models import tuned
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     settings = Settings.model_validate(read_json(folder / "settings.json"))
     facts = read_json(folder / "facts.json")
     task = settings.task
-    revision, source = settings.model.revision, assets.resolve(settings.model.source)
-    loaded = settings.method.load(source, str(folder), lambda place: task.load(place, revision, facts))
+    loaded = tuned(settings, facts, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)
     questions = [task.question(text) for text in texts]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from trimtab.lab import assets
 from trimtab.lab.callbacks import Events, History, Meter
 from trimtab.lab.config import Settings
 from trimtab.lab.data import load_parts
@@ -27,6 +26,7 @@ from trimtab.lab.folders import MethodFolder, RunFolder, last_checkpoint
 from trimtab.lab.forgetting import general
 from trimtab.lab.measure import environment
 from trimtab.lab.metrics import Row
+from trimtab.lab.models import build, untouched
 from trimtab.lab.origin import file_hash
 from trimtab.lab.tasks.base import Example, Facts, Loaded, carries_loss
 
@@ -106,22 +106,6 @@ def train(run: RunFolder, title: str, events: Events) -> None:
     _finish(job, used | _measure(job, trainer) | found)
 
 
-def build(settings: Settings, facts: Facts) -> Loaded:
-    """The model as training begins; its new head depends on the seed alone, so it is the same for every method."""
-    loaded = untouched(settings, facts)
-    set_seed(settings.train.seed)
-    return settings.method.wrap(loaded, assets.resolve(settings.model.source), settings.task.peft_type)
-
-
-def untouched(settings: Settings, facts: Facts) -> Loaded:
-    """The model as it came, but for a new head and the number format."""
-    set_seed(settings.train.seed)
-    loaded = settings.task.load(assets.resolve(settings.model.source), settings.model.revision, facts)
-    if settings.model.dtype != "as_saved":
-        loaded.model.to(getattr(torch, settings.model.dtype))
-    return loaded
-
-
 def _fit(job: Job, trainer: LabTrainer, events: Events) -> dict[str, Any]:
     """Train from the newest checkpoint or from the start; what it took."""
     meter = Meter(sum(len(row.get("input_ids", ())) for row in trainer.train_dataset))
@@ -152,6 +136,7 @@ def _trainer(job: Job) -> LabTrainer:
         max_grad_norm=train_.max_grad_norm,
         bf16=train_.precision == "bf16",
         fp16=train_.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused on a CPU, which has it
         gradient_checkpointing=train_.checkpointing,
         seed=train_.seed,
         train_sampling_strategy="group_by_length",

@@ -27,8 +27,8 @@ from trimtab.lab.doctor.steps import Stepper
 from trimtab.lab.doctor.tokens import length, look_at_tokens
 from trimtab.lab.files import read_json
 from trimtab.lab.folders import RunFolder
+from trimtab.lab.models import build
 from trimtab.lab.text import size
-from trimtab.lab.train import build
 
 PROBE_TOKENS = 1024
 """Tokens of the probe on a CPU, where a full batch could take minutes; a GPU takes the full batch."""

@@ -1,13 +1,14 @@
 """Whether a model that was saved and loaded again says the same."""
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.lab import assets
 from trimtab.lab.config import Settings
 from trimtab.lab.doctor.findings import Diagnosis
+from trimtab.lab.models import tuned
 from trimtab.lab.tasks.base import Facts, Loaded
 
 CLOSE = 1e-4
@@ -22,7 +23,7 @@ def look_at_reload(
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
         loaded.model.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)
-        again = _load(settings, facts, folder)
+        again = tuned(settings, facts, Path(folder))
     before, after = (_outputs(model, batch) for model in (loaded.model, again.model.to(device)))
     if before.shape != after.shape:
         found = f"outputs {tuple(before.shape)} become {tuple(after.shape)}"
@@ -41,18 +42,6 @@ def look_at_reload(
         f"the loaded model says something else: {found}",
         "what was trained is not what is saved: look at modules_to_save, save_embedding_layers and tied weights",
     )
-
-
-def _load(settings: Settings, facts: Facts, folder: str) -> Loaded:
-    """What was saved in a folder."""
-
-    def base(place: str) -> Loaded:
-        loaded = settings.task.load(place, settings.model.revision, facts)
-        if settings.model.dtype != "as_saved":
-            loaded.model.to(getattr(torch, settings.model.dtype))
-        return loaded
-
-    return settings.method.load(assets.resolve(settings.model.source), folder, base)
 
 
 def _outputs(model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -83,7 +83,7 @@ def _look_at_shares(diagnosis: Diagnosis, rows: list[Row]) -> None:
             "warning",
             "tokens",
             f"{silent:,} of {count(len(rows), 'training example')} carry no loss",
-            "they cost time and teach nothing: raise max_length, or drop them",
+            "they are left out of training: raise max_length, or look at what they lack",
         )
     if any(len(supervised(row)) > 1 for row in rows):
         mean = sum(shares) / len(shares)

@@ -13,6 +13,7 @@ from trimtab.lab.errors import RunError
 from trimtab.lab.files import read_json
 from trimtab.lab.folders import MethodFolder, RunFolder
 from trimtab.lab.methods import Adapter
+from trimtab.lab.models import tuned, untouched
 from trimtab.lab.tasks.base import Facts, Loaded
 
 
@@ -64,22 +65,13 @@ class Finished:
 
     def base(self, place: str | None = None) -> Loaded:
         """The model that was fine-tuned, or the one of another folder, in the number format of the training."""
-        import torch
-
-        revision = self.settings.model.revision if place is None else None
-        loaded = self.settings.task.load(place or self.source, revision, self.facts)
-        dtype = self.settings.model.dtype
-        if _on_disk(loaded.model):
-            for path in loaded.new_modules:
-                _bring_in(loaded.model.get_submodule(path))
-        elif dtype != "as_saved":
-            loaded.model.to(getattr(torch, dtype))
+        loaded = untouched(self.settings, self.facts, place)
         loaded.model.eval()
         return loaded
 
     def tuned(self) -> Loaded:
         """The fine-tuned model."""
-        loaded = self.settings.method.load(self.source, str(self.folder), lambda place: self.base(place))
+        loaded = tuned(self.settings, self.facts, self.folder)
         loaded.model.eval()
         return loaded
 
@@ -87,7 +79,7 @@ class Finished:
         """The model that was fine-tuned, in its own storage where the method quantises it."""
         loaded = self.base()
         if self.adapter:
-            self.adapter._quantize(loaded)
+            self.adapter.quantize_base(loaded)
         return loaded
 
     def base_processor(self) -> Any:
@@ -120,18 +112,6 @@ def weights_on_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.from_pretrained = original
-
-
-def _on_disk(model: Any) -> bool:
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
-def _bring_in(module: Any) -> None:
-    """Give a module that is in no file tensors in memory, for an adapter to fill, and its own forward back."""
-    for part in module.modules():
-        for name in ("_hf_hook", "_old_forward", "forward"):  # what Accelerate has put there
-            vars(part).pop(name, None)
-    module.to_empty(device="cpu")
 
 
 def with_model(loaded: Loaded, model: Any) -> Loaded:

@@ -52,16 +52,16 @@ class Adapter(Method):
 
     def wrap(self, loaded: Loaded, source: str, task_type: str) -> Loaded:
         new_modules = loaded.new_modules or None
-        self._quantize(loaded)
+        self.quantize_base(loaded)
         config = self.build(task_type=task_type, tokenizer_name_or_path=source, modules_to_save=new_modules)
         return dataclasses.replace(loaded, model=trimtab.get_peft_model(loaded.model, config))
 
     def load(self, source: str, folder: str, loader: Callable[[str], Loaded]) -> Loaded:
         base = loader(source)
-        self._quantize(base)
+        self.quantize_base(base)
         return dataclasses.replace(base, model=trimtab.PeftModel.from_pretrained(base.model, folder))
 
-    def _quantize(self, loaded: Loaded) -> None:
+    def quantize_base(self, loaded: Loaded) -> None:
         """Store the base as asked, but for what is new and will be trained."""
         if self.quantize is None:
             return
