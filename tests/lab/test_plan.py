@@ -46,8 +46,18 @@ def test_a_wrong_grid_is_refused_with_all_that_is_wrong(experiment):
     with pytest.raises(ExperimentError) as caught:
         load_experiment(experiment("- lora: {target_modules: [query], grid: {rank: [2], r: [-1, 4]}}"))
     said = str(caught.value)
-    assert "rank" in said
+    assert "methods[0]: grid {'rank': 2, 'r': -1}" in said
     assert "-1" in said
+
+
+def test_a_wrong_grid_is_told_beside_other_mistakes(experiment):
+    file = experiment("- lora: {target_modules: [query], grid: {rank: [2]}}\n- qlora")
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(file)
+    said = str(caught.value)
+    assert "2 mistakes" in said
+    assert "methods[0]: grid {'rank': 2}" in said
+    assert "methods[1]: unknown name; did you mean 'lora'?" in said
 
 
 def test_runs_of_one_name_are_refused(experiment):

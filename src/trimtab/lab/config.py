@@ -119,6 +119,11 @@ class Track(Strict):
     project: str | None = Field(None, description="The tracker's project; the experiment's name if left out.")
 
 
+def _checked_grid(method: Method) -> Method:
+    runs(method)  # which refuses what is no option
+    return method
+
+
 class Experiment(Strict):
     """One experiment: a model, a task, data, and the methods to compare on them."""
 
@@ -126,7 +131,7 @@ class Experiment(Strict):
     model: Model
     task: Annotated[Task, Choice(all_tasks)] = Field(description="What is learned, and from which columns.")
     data: Data
-    methods: list[Annotated[Method, Choice(all_methods)]] = Field(
+    methods: list[Annotated[Method, Choice(all_methods), AfterValidator(_checked_grid)]] = Field(
         min_length=1, description="What is compared. A method used twice needs a `name` to tell the two apart."
     )
     train: Train = Train()

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from trimtab.lab.files import replacing
 from trimtab.lab.methods import Full
+from trimtab.lab.metrics import Metric
 from trimtab.lab.report import Result
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
@@ -22,21 +23,20 @@ MARKERS = "osD^vPX*"
 """One more than there are colours, so that a pair of both comes back only after 56 methods."""
 
 
-def draw(results: list[Result], metrics: dict[str, str], name: str, path: Path) -> None:
-    """Draw the first metric against trained parameters, training time and peak memory, as `path`.png and `path`.svg."""
-    metric, heading = next(iter(metrics.items()))
+def draw(results: list[Result], metric: Metric, name: str, path: Path) -> None:
+    """Draw a metric against trained parameters, training time and peak memory, as `path`.png and `path`.svg."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), sharey=True, layout="constrained")
     resources = {
         "trained parameters (log scale)": [result["parameters"]["trainable"] for result in results],
         "training time, seconds": [result["seconds"] for result in results],
         "peak memory, MB": [_memory(result) / 1e6 for result in results],
     }
-    baselines = [result["test"][metric] for result in results if result["kind"] == Full.kind]
+    baselines = [result["test"][metric.name] for result in results if result["kind"] == Full.kind]
     for axis, (label, costs) in zip(axes, resources.items(), strict=True):
         for baseline in baselines:
             axis.axhspan(baseline["low"], baseline["high"], color="#f0f0f0", zorder=0)
         for place, (result, cost) in enumerate(zip(results, costs, strict=True)):
-            _point(axis, cost, result["test"][metric], place, result["method"])
+            _point(axis, cost, result["test"][metric.name], place, result["method"])
         axis.set_xlabel(label)
         axis.grid(color="#dddddd", linewidth=0.8)
         axis.set_axisbelow(True)
@@ -44,8 +44,9 @@ def draw(results: list[Result], metrics: dict[str, str], name: str, path: Path) 
     _scale_parameters(axes[0], resources["trained parameters (log scale)"])
     for axis, costs in zip(axes[1:], list(resources.values())[1:], strict=True):
         axis.set_xlim(0, max(costs) * 1.12)
-    axes[0].set_ylabel(f"test {heading}")
-    figure.suptitle(f"{name}: quality against resources, up and left is better", fontsize=12, fontweight="bold")
+    axes[0].set_ylabel(f"test {metric.heading}")
+    better = "up" if metric.higher_is_better else "down"
+    figure.suptitle(f"{name}: quality against resources, {better} and left is better", fontsize=12, fontweight="bold")
     bars, labels = axes[0].get_legend_handles_labels()
     handles = [bar[0] for bar in bars]
     if baselines:

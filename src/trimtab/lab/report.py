@@ -1,5 +1,6 @@
 """What a run found, as a person wants to read it in a terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -7,6 +8,7 @@ from rich.text import Text
 
 from trimtab.lab.files import read_json
 from trimtab.lab.folders import RunFolder
+from trimtab.lab.metrics import Metric
 from trimtab.lab.text import count, duration, size
 
 Result = dict[str, Any]
@@ -33,11 +35,18 @@ def data_summary(facts: dict[str, Any]) -> Text:
     return Text("\n".join([*lines, f"Parts: {divided}{labels}"]))
 
 
-def results_table(results: list[Result], metrics: dict[str, str], confidence: float) -> Table:
-    """One row a method: size, quality with its interval, and cost."""
+def results_table(results: list[Result], metrics: Sequence[Metric], confidence: float) -> Table:
+    """One row a method: size, quality with its interval (an arrow where less is better), and cost."""
     table = Table(title=f"Test results, with {confidence:.0%} bootstrap intervals")
     table.add_column("method", no_wrap=True)
-    headings = ["trainable", "%", *metrics.values(), "time", "peak memory", "on disk"]
+    headings = [
+        "trainable",
+        "%",
+        *(metric.heading + ("" if metric.higher_is_better else " ↓") for metric in metrics),
+        "time",
+        "peak memory",
+        "on disk",
+    ]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
@@ -46,7 +55,7 @@ def results_table(results: list[Result], metrics: dict[str, str], confidence: fl
             result["method"],
             f"{parameters['trainable']:,}",
             f"{100 * parameters['trainable'] / parameters['total']:.2f}",
-            *(_interval(result["test"][metric]) for metric in metrics),
+            *(_interval(result["test"][metric.name]) for metric in metrics),
             duration(result["seconds"]),
             size(memory["gpu"] or memory["rss"]),
             size(result["bytes_on_disk"]),

@@ -52,9 +52,9 @@ def _report(folder: RunFolder, experiment: Experiment, console: Console) -> None
     results = collect(folder, [run.title for run in experiment.runs])
     write_json(folder.results, results)
     if results:
-        headings = {metric.name: metric.heading for metric in experiment.task.metrics}
-        console.print(results_table(results, headings, experiment.evaluate.confidence))
-        draw(results, headings, experiment.name, folder.path / "quality")
+        metrics = experiment.task.metrics
+        console.print(results_table(results, metrics, experiment.evaluate.confidence))
+        draw(results, metrics[0], experiment.name, folder.path / "quality")
     console.print(f"Everything is in {folder.path}", soft_wrap=True, highlight=False)
 
 
