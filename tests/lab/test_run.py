@@ -35,7 +35,7 @@ LONG = "- lora: {r: 4, target_modules: [query, value]}"
 def run_here(file: Path, out: Path) -> tuple[int, str]:
     """Run in this process; the exit status and what was printed."""
     said = io.StringIO()
-    return run(file, out, Console(file=said, width=160)), said.getvalue()
+    return run(file, out, Console(file=said, width=140)), said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,14 @@ def test_the_table_and_the_results_say_the_same(sweep):
         assert f"{result['parameters']['trainable']:,}" in row
         assert result["seconds"] > 0
         assert 100e6 < result["peak_memory"]["rss"] < 10e9
+
+
+def test_the_table_is_readable(sweep):
+    """Nothing in it is cut off, and what it does not show is named."""
+    _, _, _, said = sweep
+    table = said[said.index("Test results") :]
+    assert "…" not in table
+    assert "MCC, ECE: in results.json" in table
 
 
 def test_sizes_are_those_of_the_method(sweep):

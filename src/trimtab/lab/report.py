@@ -13,6 +13,9 @@ from trimtab.lab.text import count, duration, size
 
 Result = dict[str, Any]
 
+WIDTH = 2
+"""Metrics that fit into a terminal with their intervals."""
+
 
 def collect(run: RunFolder, titles: list[str]) -> list[Result]:
     """The metrics of every finished method, in the experiment's order."""
@@ -37,17 +40,12 @@ def data_summary(facts: dict[str, Any]) -> Text:
 
 def results_table(results: list[Result], metrics: Sequence[Metric], confidence: float) -> Table:
     """One row a method: size, quality with its interval (an arrow where less is better), and cost."""
-    table = Table(title=f"Test results, with {confidence:.0%} bootstrap intervals")
+    shown, rest = metrics[:WIDTH], [metric.heading for metric in metrics[WIDTH:]]
+    caption = f"{', '.join(rest)}: in results.json" if rest else None
+    table = Table(title=f"Test results, with {confidence:.0%} bootstrap intervals", caption=caption)
     table.add_column("method", no_wrap=True)
-    headings = [
-        "trainable",
-        "%",
-        *(metric.heading + ("" if metric.higher_is_better else " ↓") for metric in metrics),
-        "time",
-        "peak memory",
-        "on disk",
-    ]
-    for heading in headings:
+    headings = [metric.heading + ("" if metric.higher_is_better else " ↓") for metric in shown]
+    for heading in ["trainable", "%", *headings, "time", "peak memory", "on disk"]:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         parameters, memory = result["parameters"], result["peak_memory"]
@@ -55,7 +53,7 @@ def results_table(results: list[Result], metrics: Sequence[Metric], confidence: 
             result["method"],
             f"{parameters['trainable']:,}",
             f"{100 * parameters['trainable'] / parameters['total']:.2f}",
-            *(_interval(result["test"][metric.name]) for metric in metrics),
+            *(_interval(result["test"][metric.name]) for metric in shown),
             duration(result["seconds"]),
             size(memory["gpu"] or memory["rss"]),
             size(result["bytes_on_disk"]),
