@@ -51,6 +51,8 @@ class Choice:
         return core_schema.tagged_union_schema(choices, discriminator=_kind, serialization=writer)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        while "choices" not in schema:  # another validator stands around it
+            schema = schema["schema"]
         named = [
             {"type": "object", "properties": {kind: handler(choice)}, "required": [kind], "additionalProperties": False}
             for kind, choice in schema["choices"].items()
